@@ -1,0 +1,1 @@
+"""coalesce: a transparent pipelining proxy for Redis and Valkey."""

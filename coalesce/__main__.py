@@ -1,0 +1,107 @@
+"""Command line -> Config -> trio.run.
+
+Exit codes: 0 after a clean drain; 1 when coalesce could not start, or a drain was cut short; 2 for a wrong flag.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import click
+import trio
+
+from coalesce.config import EMBEDDED, Address, Config, Upstream, parse_address, parse_upstream
+from coalesce.embedded import EmbeddedError, embedded_server
+from coalesce.server import Server, StartError, Summary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger("coalesce")
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
+
+
+class _Parsed(click.ParamType):
+    """A value read by a function that raises ValueError."""
+
+    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as problem:
+            self.fail(str(problem), param, ctx)
+
+
+def _upstream(text: str) -> Upstream | str:
+    return EMBEDDED if text == EMBEDDED else parse_upstream(text)
+
+
+def _option(name: str, kind: click.ParamType, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    default = _DEFAULTS[name.removeprefix("--").replace("-", "_")]
+    return click.option(name, type=kind, default=default, show_default=True, help=what)
+
+
+@click.command(
+    context_settings={"auto_envvar_prefix": "COALESCE", "help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Every option can be set by an environment variable: COALESCE_UPSTREAM, COALESCE_MAX_CLIENTS, ... "
+    "(several listeners: separated by spaces).",
+)
+@click.option(
+    "--upstream",
+    type=_Parsed("address", _upstream),
+    required=True,
+    metavar="ADDRESS",
+    help="host:port, redis://[user[:password]@]host[:port][/db], unix:///path, or 'embedded' for a private Redis.",
+)
+@click.option(
+    "--listen",
+    type=_Parsed("address", parse_address),
+    multiple=True,
+    metavar="ADDRESS",
+    help="host:port (port 0 picks one) or unix:///path; repeatable.  [default: 127.0.0.1:6380]",
+)
+@_option("--max-clients", click.IntRange(min=1), "Clients at a time; one more is refused as Redis does.")
+@_option("--lane-limit", click.IntRange(min=1), "Requests owed on one upstream connection before clients must wait.")
+@_option("--client-limit", click.IntRange(min=1), "Requests owed to one client before it is not read from.")
+@_option("--outbox-limit", click.IntRange(min=1), "Bytes of replies kept for a client that does not read.")
+@_option("--upstream-wait", click.FloatRange(min=0), "Seconds that requests wait for a lost upstream.")
+@_option("--connect-timeout", click.FloatRange(min=0, min_open=True), "Seconds for one attempt to connect.")
+@_option("--drain-timeout", click.FloatRange(min=0), "Seconds to finish what is owed after SIGTERM or SIGINT.")
+@click.version_option(version("coalesce"), prog_name="coalesce")
+def main(upstream: Upstream | str, listen: tuple[Address, ...], **limits: float) -> None:
+    """A transparent pipelining proxy for Redis and Valkey.
+
+    Point clients at it, and nothing else changes: what they have in flight travels to the upstream in batches on few
+    connections.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    settings: dict[str, object] = dict(limits)
+    if listen:
+        settings["listen"] = listen
+    try:
+        summary = trio.run(_run, upstream, settings)
+    except (StartError, EmbeddedError) as problem:
+        click.echo(f"coalesce: {problem}", err=True)
+        sys.exit(1)
+    log.info("%s", summary)
+    sys.exit(0 if summary.clean else 1)
+
+
+async def _run(upstream: Upstream | str, settings: dict[str, object]) -> Summary:
+    if isinstance(upstream, Upstream):
+        return await Server(Config(upstream, **settings)).serve()  # type: ignore[arg-type]
+    async with embedded_server() as address:
+        return await Server(Config(Upstream(address), **settings)).serve()  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What a run of coalesce is told: the upstream, the listeners, the limits. Every default has its reason."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class TcpAddress:
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class UnixAddress:
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix://{self.path}"
+
+
+Address = TcpAddress | UnixAddress
+
+
+def parse_address(text: str, default_port: int | None = None) -> Address:
+    """`host:port`, `[v6]:port` or `unix:///path`. Raises ValueError, with what is wrong with it."""
+    if text.startswith("unix://"):
+        path = text.removeprefix("unix://")
+        if not path.startswith("/"):
+            raise ValueError(f"{text!r}: a unix socket needs an absolute path, as in unix:///run/coalesce.sock")
+        return UnixAddress(path)
+    try:
+        parts = urlsplit(f"//{text}")
+        port = parts.port
+    except ValueError as problem:
+        raise ValueError(f"{text!r}: {problem}") from None
+    if port is None:
+        port = default_port
+    if not parts.hostname or port is None or parts.path or parts.query or parts.username is not None:
+        raise ValueError(f"{text!r} is neither host:port nor unix:///path")
+    return TcpAddress(parts.hostname, port)
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Where the upstream is, and what a fresh connection of a client runs as there."""
+
+    address: Address
+    username: bytes | None = None
+    password: bytes | None = dataclasses.field(default=None, repr=False)
+    database: int = 0
+
+
+def parse_upstream(text: str) -> Upstream:
+    """`host:port`, `redis://[user[:password]@]host[:port][/db]` or `unix:///path`. Raises ValueError.
+
+    No error text repeats the URL: it may hold a password.
+    """
+    if not text.startswith(("redis://", "valkey://")):
+        return Upstream(parse_address(text, default_port=6379))
+    try:
+        parts = urlsplit(text)
+        port = parts.port or 6379
+    except ValueError:
+        raise ValueError("the upstream's URL has no valid port") from None
+    database = parts.path.removeprefix("/")
+    if not parts.hostname or parts.query or parts.fragment or not (database or "0").isdecimal():
+        raise ValueError("the upstream's URL is not of the form redis://[user[:password]@]host[:port][/db]")
+    username = unquote(parts.username).encode() if parts.username else None
+    password = unquote(parts.password).encode() if parts.password is not None else None
+    if username is not None and password is None:
+        # redis://secret@host: what redis-cli and most libraries take for a user without a password.
+        raise ValueError("the upstream's URL names a user and no password: write redis://user:password@host")
+    return Upstream(TcpAddress(parts.hostname, port), username, password, int(database or "0"))
+
+
+@dataclass(frozen=True)
+class Config:
+    upstream: Upstream
+    # Loopback: a sidecar serves its neighbours in the pod, and nobody is asked for a password by default.
+    listen: tuple[Address, ...] = (TcpAddress("127.0.0.1", 6380),)
+    # Redis's own default for maxclients.
+    max_clients: int = 10_000
+    # "A reasonable number" for a batch, by the pipelining guide of Redis: the replies to it are kept in memory there.
+    lane_limit: int = 10_000
+    # Ten times what client libraries put in a pipeline; one client then holds a tenth of a lane at the most.
+    client_limit: int = 1_024
+    # Bytes of replies kept for a client that does not read. One reply more than this is always taken, so that a
+    # value of any size passes; Redis's own limit for replicas is 256 MB, and for pub/sub 32 MB.
+    outbox_limit: int = 64 * 1024 * 1024
+    # Seconds. Long enough for a restart of the upstream, shorter than what client libraries wait for a reply.
+    upstream_wait: float = 5.0
+    # Seconds for one attempt: connect, TLS and handshake.
+    connect_timeout: float = 5.0
+    # Seconds. Kubernetes kills 30 s after SIGTERM.
+    drain_timeout: float = 10.0

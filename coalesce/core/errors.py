@@ -1,0 +1,42 @@
+"""Exceptions by blame, and every reply that coalesce authors itself (I8).
+
+A reply that does not come from here is the upstream's, byte for byte. The texts are Redis's own wherever Redis has
+one, so that a client can't tell who refused it; their source is `networking.c` and `server.c` of Redis 7.0.
+"""
+
+from __future__ import annotations
+
+
+class ClientError(Exception):
+    """The client broke the protocol. `reply` is what Redis would say before it closes the connection."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        # Redis replaces line ends within an error, which would end the reply too early.
+        flat = text.replace("\r", " ").replace("\n", " ")
+        self.reply = b"-ERR Protocol error: " + flat.encode("latin-1") + b"\r\n"
+
+
+class UpstreamError(Exception):
+    """The upstream did what a RESP server does not do: the lane can't be trusted any more (I5)."""
+
+
+class Desync(UpstreamError):
+    """Replies no longer match the FIFO, or could be about to: a push, a reply nobody asked for, bytes out of protocol."""
+
+
+OK = b"+OK\r\n"
+RESET = b"+RESET\r\n"
+NO_NAME_RESP2 = b"$-1\r\n"
+NO_NAME_RESP3 = b"_\r\n"
+MAX_CLIENTS = b"-ERR max number of clients reached\r\n"
+NO_MAINT_NOTIFICATIONS = b"-ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try CLIENT HELP.\r\n"
+
+
+def bulk(value: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def unavailable(reason: str) -> bytes:
+    """The reply to a request that never left for the upstream: it was not run, and may be sent again."""
+    return b"-ERR coalesce: upstream unavailable: " + reason.replace("\r", " ").replace("\n", " ").encode() + b"\r\n"

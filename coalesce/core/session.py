@@ -1,0 +1,114 @@
+"""One client's conversation: its state, its identity (that of its lane), what it is owed.
+
+            +-------------------- the upstream answered ------------------+
+            v                                                             |
+        FLOWING --- a request that changes more than data ---> SETTLING --+--> MOVING
+            |         (waits until nothing is owed, I6)           |            (AUTH, HELLO, SELECT under way)
+            |                                                     +----------> LEASED
+            |  end of input, QUIT, protocol error, drain          |            (a connection of its own)
+            +-----------------------------------> ENDING <--------+
+                                                     | nothing is owed
+                                                     v
+                                                   GONE        (from any state: the client left, the upstream was lost)
+
+Only a FLOWING session is read from, and only while it is not throttled. What the core knows of the client is its
+`Peer`; what the FIFO of a lane knows of the session is `owed`, `write` and `lost`. `write` is the client's own, and is
+exchanged for another when somebody has to look at each reply (see `Session.rewire`), so the hot path has no branch.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from coalesce.core.exchange import Exchange
+    from coalesce.core.lane import Identity, Lane
+    from coalesce.core.resp import RequestReader
+
+
+class Peer(Protocol):
+    """The client as the core sees it. No method may raise."""
+
+    def write(self, data: bytes, /) -> None:
+        """Sends, or keeps until it can be sent. Never waits."""
+
+    def read(self, wanted: bool, /) -> None:
+        """Whether to go on reading."""
+
+    def close(self) -> None:
+        """Closes, once all that was written has been sent."""
+
+    def lease(self, identity: Identity, name: bytes, pending: bytes, /) -> None:
+        """Goes on with a connection of its own, which runs as `identity`, is called `name`, and gets `pending` first."""
+
+
+class SessionState(enum.Enum):
+    FLOWING = enum.auto()
+    SETTLING = enum.auto()
+    MOVING = enum.auto()
+    LEASED = enum.auto()
+    ENDING = enum.auto()
+    GONE = enum.auto()
+
+
+_S = SessionState
+_TRANSITIONS = {
+    _S.FLOWING: {_S.SETTLING, _S.ENDING, _S.GONE},
+    _S.SETTLING: {_S.FLOWING, _S.MOVING, _S.LEASED, _S.ENDING, _S.GONE},
+    _S.MOVING: {_S.FLOWING, _S.GONE},
+    _S.LEASED: {_S.GONE},
+    _S.ENDING: {_S.GONE},
+    _S.GONE: set(),
+}
+
+
+class Session:
+    """One client's conversation. Whoever connects it owns it; lanes only refer to it."""
+
+    __slots__ = ("_exchange", "flowing", "lane", "last_words", "name", "owed", "peer", "reader", "state", "throttled",
+                 "waiting", "write")  # fmt: skip
+
+    def __init__(self, exchange: Exchange, lane: Lane, peer: Peer) -> None:
+        self._exchange = exchange
+        self.lane = lane
+        self.peer = peer
+        self.state = SessionState.FLOWING
+        self.owed = 0  # replies
+        self.write = peer.write
+        self.flowing = True  # a chunk may take the short way: see `rewire`
+        self.throttled = False  # too much is owed, to this session or on its lane: not read for the while
+        self.reader: RequestReader | None = None  # holds what was read and not yet taken as a request
+        self.waiting: list[bytes] | None = None  # the request that waits while SETTLING
+        self.last_words = b""  # what is written between the last reply and the close
+        self.name = b""  # CLIENT SETNAME
+        self.rewire()
+
+    def __repr__(self) -> str:
+        return f"<Session {self.state.name.lower()} u{self.lane.number} owed={self.owed}>"
+
+    def become(self, state: SessionState) -> None:
+        """The one place where the state changes. Reading and `write` follow it."""
+        if state not in _TRANSITIONS[self.state]:
+            raise AssertionError(f"{self!r} can't become {state}")
+        self.state = state
+        self.rewire()
+
+    def rewire(self) -> None:
+        """Makes `write`, `flowing` and the client's reading follow from the state."""
+        read = self.state is SessionState.FLOWING and not self.throttled
+        self.flowing = self.state is SessionState.FLOWING and self.reader is None and self.lane.authenticated
+        if self.state is SessionState.GONE:
+            self.write = self._exchange.swallow
+            return
+        self.write = self.peer.write if read else self._write_and_look
+        if self.state is not SessionState.LEASED:
+            self.peer.read(read)
+
+    def _write_and_look(self, data: bytes) -> None:
+        self.peer.write(data)
+        self._exchange.answered(self)
+
+    def lost(self) -> None:
+        """A request of this session was in flight on a connection that is gone: so is the client's (promise 3)."""
+        self._exchange.depart(self)

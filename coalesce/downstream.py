@@ -1,0 +1,325 @@
+"""The shared clients: their sockets, what is read from them, and what could not be sent to them yet.
+
+No task and no `async` in here but for accepting: everything happens in `Client.on_ready`, called by the poller, and in
+the methods that the core calls (`coalesce.core.session.Peer`).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import stat
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import trio
+
+from coalesce.config import TcpAddress, UnixAddress
+from coalesce.core.errors import MAX_CLIENTS
+from coalesce.poller import READABLE, WRITABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coalesce.config import Address
+    from coalesce.core.exchange import Exchange
+    from coalesce.core.lane import Identity
+    from coalesce.core.session import Session
+    from coalesce.poller import Poller
+
+log = logging.getLogger("coalesce")
+
+# Bytes of one recv. Redis reads as much; a chunk has to hold many requests of a client that pipelines, and no more.
+_CHUNK = 16 * 1024
+# ... and while a large value arrives.
+_LARGE_CHUNK = 256 * 1024
+# Connections that may wait to be accepted. Redis: tcp-backlog 511, which is too few for thousands that reconnect.
+_BACKLOG = 4096
+# Clients accepted before others get a turn. Redis: MAX_ACCEPTS_PER_CALL.
+_ACCEPTS = 1000
+_OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class Client:
+    """A client that shares lanes: its socket, and the outbox of what the socket would not take.
+
+    Owns the socket until `lease` hands it on.
+    """
+
+    __slots__ = ("_clients", "_closing", "_flags", "_outbox", "_outbox_size", "_reading", "_recv", "_send", "session",
+                 "sock")  # fmt: skip
+
+    def __init__(self, clients: Clients, sock: socket.socket) -> None:
+        self._clients = clients
+        self.sock: socket.socket | None = sock
+        self._recv = sock.recv
+        self._send = sock.send
+        self._outbox: deque[memoryview] | None = None  # None: all was sent
+        self._outbox_size = 0
+        self._closing = False
+        self._reading = True
+        self._flags = READABLE
+        clients.poller.add(sock, self, READABLE)
+        self.session: Session = clients.exchange.connect(self)
+
+    # --- called by the poller ---
+
+    def on_ready(self, flags: int) -> None:
+        """HOT. One recv; what it brought is on the lane afterwards, or waits its turn."""
+        if flags & READABLE:
+            session = self.session
+            try:
+                reader = session.reader
+                data = self._recv(_CHUNK if reader is None or not reader.wanted else _LARGE_CHUNK)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self._break()
+                return
+            if data:
+                self._clients.exchange.receive(session, data)
+            else:
+                self._clients.exchange.end_of_input(session)
+        elif flags & ~WRITABLE:  # error or hang-up, and nothing left to read
+            self._break()
+            return
+        if flags & WRITABLE:
+            self._send_outbox()
+
+    # --- called by the core (Peer) ---
+
+    def write(self, data: bytes) -> None:
+        """HOT. Sends, and keeps what the socket does not take."""
+        if self._outbox is None:
+            try:
+                sent = self._send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                self._break()
+                return
+            if sent == len(data):
+                return
+            self._outbox = deque()
+            self._keep(memoryview(data)[sent:])
+        elif self._outbox_size > self._clients.outbox_limit:
+            log.warning("a client left %d bytes of replies unread: closed", self._outbox_size)
+            self._break()
+        else:
+            self._keep(memoryview(data))
+
+    def read(self, wanted: bool) -> None:
+        self._reading = wanted
+        self._watch()
+
+    def close(self) -> None:
+        if self._outbox is not None:
+            self._closing = True
+            self._watch()
+        else:
+            self._shut()
+
+    def lease(self, identity: Identity, name: bytes, pending: bytes) -> None:
+        """Leaves the poller. What is still in the outbox goes first."""
+        sock = self.sock
+        assert sock is not None
+        self._clients.poller.remove(sock)
+        self.sock = None
+        self._clients.forget(self)
+        unsent = b"".join(self._outbox or ())
+        self._clients.start_lease(sock, identity, name, pending, unsent)
+
+    # --- own ---
+
+    def give_up(self) -> None:
+        """Closes at once, whatever is owed."""
+        self._break()
+
+    def _keep(self, data: memoryview) -> None:
+        assert self._outbox is not None
+        self._outbox.append(data)
+        self._outbox_size += len(data)
+        self._watch()
+
+    def _send_outbox(self) -> None:
+        outbox = self._outbox
+        if outbox is None or self.sock is None:
+            return
+        try:
+            while outbox:
+                sent = self._send(outbox[0])
+                self._outbox_size -= sent
+                if sent < len(outbox[0]):
+                    outbox[0] = outbox[0][sent:]
+                    return
+                outbox.popleft()
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._break()
+            return
+        self._outbox = None
+        if self._closing:
+            self._shut()
+        else:
+            self._watch()
+
+    def _watch(self) -> None:
+        """A client that does not read is not read from."""
+        if self.sock is None:
+            return
+        flags = WRITABLE if self._outbox is not None else READABLE if self._reading else 0
+        if flags != self._flags:
+            self._flags = flags
+            self._clients.poller.change(self.sock, flags)
+
+    def _break(self) -> None:
+        """The connection is of no more use."""
+        self._outbox = None
+        self._clients.exchange.depart(self.session)
+        self._shut()
+
+    def _shut(self) -> None:
+        sock, self.sock = self.sock, None
+        if sock is not None:
+            self._clients.poller.remove(sock)
+            self._clients.forget(self)
+            sock.close()
+
+
+class Clients:
+    """All clients: their listeners and their number. `start_lease` gets a client that needs a connection of its own,
+    with what it sent and what it was still to be sent.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        poller: Poller,
+        max_clients: int,
+        outbox_limit: int,
+        start_lease: Callable[[socket.socket, Identity, bytes, bytes, bytes], None],
+    ) -> None:
+        self.exchange = exchange
+        self.poller = poller
+        self.outbox_limit = outbox_limit
+        self.start_lease = start_lease
+        self.leased = 0  # counted by whoever runs the leases
+        self.accepted = 0
+        self._max_clients = max_clients
+        self._shared: set[Client] = set()
+        self.all_gone = trio.Event()  # set when draining and no shared client is left
+
+    def forget(self, client: Client) -> None:
+        self._shared.discard(client)
+        if self.exchange.draining and not self._shared:
+            self.all_gone.set()
+
+    def read_last(self) -> None:
+        """Takes what clients have sent up to now: the last look before a drain."""
+        for client in list(self._shared):
+            if client.session.flowing:
+                client.on_ready(READABLE)
+
+    @property
+    def shared(self) -> int:
+        return len(self._shared)
+
+    def close_all(self) -> None:
+        """Closes every shared client, whatever it is owed."""
+        for client in list(self._shared):
+            client.give_up()
+
+    async def accept(self, listener: socket.socket) -> None:
+        """Accepts until cancelled. Closes the listener at the end, and removes the file of a unix socket."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(listener)
+                try:
+                    for _ in range(_ACCEPTS):
+                        self._accept(listener)
+                except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                    continue
+                except OSError as problem:
+                    if problem.errno not in _OUT_OF_DESCRIPTORS:
+                        raise
+                    log.warning("can't accept clients: %s", problem.strerror)
+                    await trio.sleep(0.1)
+        finally:
+            close_listener(listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        sock, _ = listener.accept()
+        sock.setblocking(False)
+        if len(self._shared) + self.leased >= self._max_clients:
+            with suppress(OSError):
+                sock.send(MAX_CLIENTS)
+            sock.close()
+            return
+        if sock.family != socket.AF_UNIX:
+            # A reply is all there is to send: waiting for more would only make it late.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.accepted += 1
+        self._shared.add(Client(self, sock))
+
+
+def open_listener(address: Address) -> tuple[socket.socket, Address]:
+    """A listening socket, and the address that it really has (port 0 picks one). Raises OSError."""
+    if isinstance(address, UnixAddress):
+        return _open_unix_listener(address)
+    family, kind, protocol, _, where = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock, TcpAddress(address.host, sock.getsockname()[1])
+
+
+def _open_unix_listener(address: UnixAddress) -> tuple[socket.socket, Address]:
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        try:
+            sock.bind(address.path)
+        except OSError as problem:
+            if problem.errno != errno.EADDRINUSE or _somebody_listens(address.path):
+                raise
+            os.unlink(address.path)  # left behind by a run that was killed
+            sock.bind(address.path)
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock, address
+
+
+def _somebody_listens(path: str) -> bool:
+    """Whether the address is in use for real, or not ours to take: nothing but a dead socket is ever removed."""
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        return True
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+        return True
+
+
+def close_listener(sock: socket.socket) -> None:
+    name = sock.getsockname()
+    sock.close()
+    if isinstance(name, str) and name:
+        with suppress(FileNotFoundError):
+            os.unlink(name)

@@ -1,0 +1,87 @@
+"""All shared sockets, clients' and lanes', in one level-triggered epoll, whose own fd a single trio task awaits.
+
+A trio task for each client costs 18 to 23 us a command, most of it waking up; the nested epoll pays one wake-up for all
+that is ready. The lanes are in here too, rather than awaited by tasks of their own: measured with 50 clients, the proxy
+takes 7.2 us a command this way and 9.9 with a task for each lane, because replies then come with the next requests in
+one wake-up.
+
+Linux only, and the only place that is: a kqueue would take the place of this class.
+"""
+
+from __future__ import annotations
+
+import select
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+READABLE = select.EPOLLIN
+WRITABLE = select.EPOLLOUT
+
+# Sockets served between two looks at the limits of a lane. With at most 16 KiB from each, a round takes 4 MiB at most.
+_MOST_EVENTS = 256
+# A round with fewer events than this has emptied the well: what comes next is better waited for than asked for again.
+_FEW_EVENTS = 3
+# Seconds after which other tasks get a turn (accept, leases, signals), however much is ready.
+_TURN = 1e-3
+
+
+class Member(Protocol):
+    """What stands behind a socket in the poller."""
+
+    def on_ready(self, flags: int, /) -> None:
+        """The socket is readable, writable or broken. Must take what is there without waiting, and must not raise."""
+
+
+class Poller:
+    """Sockets and who is told when one is ready. The owner of a socket removes it before closing it."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._members: dict[int, Member] = {}
+
+    def add(self, sock: socket.socket, member: Member, flags: int) -> None:
+        fd = sock.fileno()
+        self._epoll.register(fd, flags)
+        self._members[fd] = member
+
+    def change(self, sock: socket.socket, flags: int) -> None:
+        """With no flags left, only a broken connection is told of."""
+        self._epoll.modify(sock.fileno(), flags)
+
+    def remove(self, sock: socket.socket) -> None:
+        fd = sock.fileno()
+        del self._members[fd]
+        self._epoll.unregister(fd)
+
+    async def run(self, flush: Callable[[float], None]) -> None:
+        """Serves all sockets until cancelled. `flush(now)` is called whenever no more than a few of them are ready."""
+        fd = self._epoll.fileno()
+        while True:
+            await trio.lowlevel.wait_readable(fd)
+            self.drain(flush)
+
+    def close(self) -> None:
+        """To be called when every member has been removed."""
+        self._epoll.close()
+
+    def drain(self, flush: Callable[[float], None]) -> None:
+        """Takes what is ready as long as much is, so that batches grow with the load; what is alone leaves at once."""
+        poll = self._epoll.poll
+        members = self._members
+        end = perf_counter() + _TURN
+        while True:
+            events = poll(0, _MOST_EVENTS)
+            for fd, flags in events:
+                member = members.get(fd)
+                if member is not None:  # None: one of the events before ended it
+                    member.on_ready(flags)
+            now = perf_counter()
+            flush(now)
+            if len(events) < _FEW_EVENTS or now > end:
+                return

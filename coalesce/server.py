@@ -1,0 +1,204 @@
+"""The nursery tree, signals, drain.
+
+    serve
+     +- Poller.run            all shared sockets, clients' and lanes'
+     +- keep                  one for each lane: dial, wait for its loss, dial again
+     +- Clients.accept        one for each listener; ends first when draining
+     +- Lease.run             one for each client with a connection of its own
+     +- signals               here
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+from contextlib import closing
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from coalesce.core.errors import UpstreamError
+from coalesce.core.exchange import CONNECTION_NAME, Exchange, Limits
+from coalesce.core.lane import Identity, Lane
+from coalesce.downstream import Clients, close_listener, open_listener
+from coalesce.lease import Lease
+from coalesce.poller import Poller
+from coalesce.upstream import Refused, dial, keep
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator
+
+    from coalesce.config import Config
+
+log = logging.getLogger("coalesce")
+
+# Descriptors besides those of shared clients: upstream connections, leases, listeners. Redis reserves 32, without leases.
+_SPARE_DESCRIPTORS = 1024
+
+
+class StartError(Exception):
+    """What keeps coalesce from starting, in one line for its user."""
+
+
+@dataclass
+class Summary:
+    """What a run did. `clean`: everything owed was delivered."""
+
+    commands: int
+    batches: int
+    largest: int
+    connections: int
+    clean: bool
+
+    def __str__(self) -> str:
+        mean = self.commands / self.batches if self.batches else 0
+        return (
+            f"served {self.commands} commands in {self.batches} batches (mean {mean:.1f}, largest {self.largest}), "
+            f"{self.connections} connections{'' if self.clean else '; the drain was cut short'}"
+        )
+
+
+class Server:
+    """One run. Everything it starts ends with `serve`."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        upstream = config.upstream
+        self._poller = Poller()
+        self._nursery: trio.Nursery | None = None
+        self._new_lanes: list[Lane] = []
+        self._leases: set[Lease] = set()
+        self._leases_gone = trio.Event()
+        self._draining = False
+        base = Identity(upstream.username, upstream.password, upstream.database, 2)
+        limits = Limits(config.lane_limit, config.client_limit)
+        self._exchange = Exchange(base, self._open_lane, limits)
+        self._clients = Clients(
+            self._exchange, self._poller, allowed_clients(config.max_clients), config.outbox_limit, self._start_lease
+        )
+
+    async def serve(self) -> Summary:
+        """Runs until a signal has been seen and what is owed has been delivered. Raises StartError."""
+        software = await self._look_at_upstream()
+        listeners = self._listen()
+        where = ", ".join(str(address) for _, address in listeners)
+        clean = False
+        with closing(self._poller), trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._poller.run, self._exchange.flush)
+                for lane in self._new_lanes:
+                    self._open_lane(lane)
+                accepting = trio.CancelScope()
+                nursery.start_soon(self._accept, [sock for sock, _ in listeners], accepting)
+                log.info("listening on %s; upstream %s (%s)", where, self._config.upstream.address, software)
+                await anext(signals)
+                accepting.cancel()
+                clean = await self._drain(signals)
+                self._clients.close_all()
+                nursery.cancel_scope.cancel()
+        commands, batches, largest = self._exchange.totals()
+        return Summary(commands, batches, largest, self._clients.accepted, clean)
+
+    async def _look_at_upstream(self) -> str:
+        """Dials once before anything else: whoever starts coalesce wants to know at once when that can't work."""
+        upstream = self._config.upstream
+        try:
+            with trio.fail_after(self._config.connect_timeout):
+                dialled = await dial(upstream.address, self._exchange.base, CONNECTION_NAME)
+        except trio.TooSlowError:
+            raise StartError(
+                f"upstream {upstream.address}: no connection within {self._config.connect_timeout:g} s"
+            ) from None
+        except Refused as refusal:
+            raise StartError(f"upstream {upstream.address} refused: {refusal}") from None
+        except (OSError, UpstreamError) as problem:
+            raise StartError(f"can't reach upstream {upstream.address}: {problem}") from None
+        dialled.sock.close()
+        return dialled.software
+
+    def _listen(self) -> list[tuple[socket.socket, object]]:
+        listeners: list[tuple[socket.socket, object]] = []
+        for address in self._config.listen:
+            try:
+                listeners.append(open_listener(address))
+            except OSError as problem:
+                for sock, _ in listeners:
+                    close_listener(sock)
+                raise StartError(f"can't listen on {address}: {problem.strerror or problem}") from None
+        return listeners
+
+    async def _accept(self, listeners: list[socket.socket], accepting: trio.CancelScope) -> None:
+        with accepting:
+            async with trio.open_nursery() as nursery:
+                for sock in listeners:
+                    nursery.start_soon(self._clients.accept, sock)
+
+    def _open_lane(self, lane: Lane) -> None:
+        if self._nursery is None:
+            self._new_lanes.append(lane)  # the base lane, made before anything runs
+        else:
+            self._nursery.start_soon(keep, lane, self._exchange, self._poller, self._config)
+
+    def _start_lease(
+        self, sock: socket.socket, identity: Identity, name: bytes, pending: bytes, unsent: bytes
+    ) -> None:
+        assert self._nursery is not None
+        self._clients.leased += 1
+        self._nursery.start_soon(self._run_lease, Lease(sock, identity, name, pending, unsent))
+
+    async def _run_lease(self, lease: Lease) -> None:
+        self._leases.add(lease)
+        if self._draining:
+            lease.drain()
+        try:
+            await lease.run(self._config)
+        finally:
+            self._leases.discard(lease)
+            self._clients.leased -= 1
+            if self._draining and not self._leases:
+                self._leases_gone.set()
+
+    async def _drain(self, signals: AsyncIterator[int]) -> bool:
+        """Finishes what is owed. False when the deadline or a second signal came first."""
+        log.info("draining: %d clients, %d with a connection of their own", self._clients.shared, len(self._leases))
+        self._draining = True
+        self._clients.read_last()
+        self._exchange.drain()
+        self._exchange.flush(perf_counter())
+        for lease in list(self._leases):
+            lease.drain()
+        finished = False
+        async with trio.open_nursery() as nursery:
+
+            async def stop_on_signal() -> None:
+                await anext(signals)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(stop_on_signal)
+            with trio.move_on_after(self._config.drain_timeout):
+                while self._clients.shared:
+                    await self._clients.all_gone.wait()
+                while self._leases:
+                    await self._leases_gone.wait()
+                finished = True
+            nursery.cancel_scope.cancel()
+        return finished
+
+
+def allowed_clients(wanted: int) -> int:
+    """How many clients the process may have, after raising its limit of descriptors as far as it goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _SPARE_DESCRIPTORS
+    if hard != resource.RLIM_INFINITY:
+        needed = min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    allowed = min(wanted, needed - _SPARE_DESCRIPTORS)
+    if allowed < wanted:
+        log.warning("%d clients at most, not %d: the system allows %d descriptors", allowed, wanted, hard)
+    return max(1, allowed)
