@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import sys
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import trio
@@ -25,7 +25,7 @@ log = logging.getLogger("coalesce")
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 
 
-class _Parsed(click.ParamType):
+class _Parsed(click.ParamType[object]):
     """A value read by a function that raises ValueError."""
 
     def __init__(self, name: str, parse: Callable[[str], object]) -> None:
@@ -45,13 +45,17 @@ def _upstream(text: str) -> Upstream | str:
     return EMBEDDED if text == EMBEDDED else parse_upstream(text)
 
 
-def _option(name: str, kind: click.ParamType, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     default = _DEFAULTS[name.removeprefix("--").replace("-", "_")]
     return click.option(name, type=kind, default=default, show_default=True, help=what)
 
 
 @click.command(
-    context_settings={"auto_envvar_prefix": "COALESCE", "help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "auto_envvar_prefix": "COALESCE",
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+    },
     epilog="Every option can be set by an environment variable: COALESCE_UPSTREAM, COALESCE_MAX_CLIENTS, ... "
     "(several listeners: separated by spaces).",
 )

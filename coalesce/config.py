@@ -11,6 +11,8 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True)
 class TcpAddress:
+    """`host:port`, or `[v6]:port`."""
+
     host: str
     port: int
 
@@ -20,6 +22,8 @@ class TcpAddress:
 
 @dataclass(frozen=True)
 class UnixAddress:
+    """`unix:///path`."""
+
     path: str
 
     def __str__(self) -> str:
@@ -83,6 +87,8 @@ def parse_upstream(text: str) -> Upstream:
 
 @dataclass(frozen=True)
 class Config:
+    """One run's settings. The command line takes its defaults from here."""
+
     upstream: Upstream
     # Loopback: a sidecar serves its neighbours in the pod, and nobody is asked for a password by default.
     listen: tuple[Address, ...] = (TcpAddress("127.0.0.1", 6380),)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import socket
-import stat
 from collections import deque
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -293,7 +292,7 @@ def _open_unix_listener(address: UnixAddress) -> tuple[socket.socket, Address]:
         except OSError as problem:
             if problem.errno != errno.EADDRINUSE or _somebody_listens(address.path):
                 raise
-            os.unlink(address.path)  # left behind by a run that was killed
+            Path(address.path).unlink()  # left behind by a run that was killed
             sock.bind(address.path)
         sock.listen(_BACKLOG)
     except OSError:
@@ -305,7 +304,7 @@ def _open_unix_listener(address: UnixAddress) -> tuple[socket.socket, Address]:
 
 def _somebody_listens(path: str) -> bool:
     """Whether the address is in use for real, or not ours to take: nothing but a dead socket is ever removed."""
-    if not stat.S_ISSOCK(os.stat(path).st_mode):
+    if not Path(path).is_socket():
         return True
     with socket.socket(socket.AF_UNIX) as probe:
         try:
@@ -322,4 +321,4 @@ def close_listener(sock: socket.socket) -> None:
     sock.close()
     if isinstance(name, str) and name:
         with suppress(FileNotFoundError):
-            os.unlink(name)
+            Path(name).unlink()

@@ -77,7 +77,7 @@ async def _until_it_listens(process: trio.Process, address: UnixAddress) -> None
             else:
                 await stream.aclose()
                 return
-    raise EmbeddedError(f"{process.args[0]} did not start (exit code {process.returncode})")
+    raise EmbeddedError(f"the embedded server did not start (exit code {process.returncode})")
 
 
 async def _stop(process: trio.Process) -> None:

@@ -6,7 +6,6 @@ The bytes pass as they are, in both directions. Whatever a client does here, it 
 from __future__ import annotations
 
 import logging
-import socket
 from typing import TYPE_CHECKING
 
 import trio
@@ -15,6 +14,8 @@ from coalesce.core.errors import UpstreamError, unavailable
 from coalesce.upstream import Refused, dial
 
 if TYPE_CHECKING:
+    import socket
+
     from coalesce.config import Config
     from coalesce.core.lane import Identity
 

@@ -1,11 +1,11 @@
 """The nursery tree, signals, drain.
 
-    serve
-     +- Poller.run            all shared sockets, clients' and lanes'
-     +- keep                  one for each lane: dial, wait for its loss, dial again
-     +- Clients.accept        one for each listener; ends first when draining
-     +- Lease.run             one for each client with a connection of its own
-     +- signals               here
+serve
++- Poller.run            all shared sockets, clients' and lanes'
++- keep                  one for each lane: dial, wait for its loss, dial again
++- Clients.accept        one for each listener; ends first when draining
++- Lease.run             one for each client with a connection of its own
++- signals               here
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("coalesce")
 
-# Descriptors besides those of shared clients: upstream connections, leases, listeners. Redis reserves 32, without leases.
+# Descriptors besides those of shared clients: upstream connections, leases, listeners.
 _SPARE_DESCRIPTORS = 1024
 
 

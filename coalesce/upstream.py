@@ -140,7 +140,7 @@ def _bulk_limit(reply: bytes) -> int:
 
 
 def _software(info: bytes) -> str:
-    """From the reply to INFO server; Valkey states its own version beside the one of Redis that it is compatible with."""
+    """From the reply to INFO server. Valkey states its own version beside that of the Redis it is compatible with."""
     for name, field in (("Valkey", rb"valkey_version:(\S+)"), ("Redis", rb"redis_version:(\S+)")):
         found = re.search(field, info)
         if found:
@@ -194,7 +194,7 @@ class Connection:
             try:
                 self._exchange.replies(self._lane, data, perf_counter())
             except UpstreamError as problem:
-                log.error("lane u%d: %s: the connection can't be trusted any more", self._lane.number, problem)
+                log.warning("lane u%d: %s: the connection can't be trusted any more", self._lane.number, problem)
                 self.lose(str(problem))
                 return
         if flags & WRITABLE:
@@ -257,10 +257,9 @@ async def keep(lane: Lane, exchange: Exchange, poller: Poller, config: Config) -
         attempt += 1
         log.warning("lane u%d: can't connect to %s: %s", lane.number, config.upstream.address, why)
         await _back_off(lane, exchange, attempt, down_since + config.upstream_wait, why)
-        if lane.state is LaneState.FAILING:
-            if not lane.sessions and lane.identity != exchange.base:
-                exchange.retire(lane)
-                return
+        if lane.state is LaneState.FAILING and not lane.sessions and lane.identity != exchange.base:
+            exchange.retire(lane)
+            return
 
 
 async def _back_off(lane: Lane, exchange: Exchange, attempt: int, patience_ends: float, why: str) -> None:

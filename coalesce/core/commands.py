@@ -14,6 +14,8 @@ import enum
 
 
 class Need(enum.Enum):
+    """What has to be done with a request, beyond passing it on."""
+
     RIDE = enum.auto()  # a place on the lane of the session's identity
     IDENTITY = enum.auto()  # AUTH, HELLO n, SELECT: a place on the lane of the *new* identity
     CLIENT_STATE = enum.auto()  # rides a lane in another form, because its state is the session's own
@@ -61,7 +63,7 @@ _STATELESS_SUBCOMMANDS = {
 }
 _STATE_OF_THE_SESSION = frozenset((b"SETNAME", b"GETNAME", b"MAINT_NOTIFICATIONS"))
 
-_NEEDS = {name: Need.RIDE for name in _STATELESS.encode().split()} | {
+_NEEDS = dict.fromkeys(_STATELESS.encode().split(), Need.RIDE) | {
     b"AUTH": Need.IDENTITY,
     b"SELECT": Need.IDENTITY,
     b"HELLO": Need.IDENTITY,

@@ -22,7 +22,7 @@ class UpstreamError(Exception):
 
 
 class Desync(UpstreamError):
-    """Replies no longer match the FIFO, or could be about to: a push, a reply nobody asked for, bytes out of protocol."""
+    """Replies no longer match the FIFO, or are about to: a push, a reply nobody asked for, bytes that are no RESP."""
 
 
 OK = b"+OK\r\n"

@@ -51,7 +51,7 @@ _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 ARRAY_HEADERS = {b"*%d" % count: count for count in range(1, 1025)}
 
 
-# The canonical request of a tuple of arguments: a flat array of bulk strings. (hiredis states the type of a tuple of one.)
+# The canonical request of a tuple of arguments: a flat array of bulk strings. (hiredis's stub says: a tuple of one.)
 pack_tuple: Callable[[tuple[bytes, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 
@@ -170,45 +170,51 @@ class RequestReader:
 
     def _read_array(self, authenticated: bool) -> list[bytes] | None:
         if not self._missing:
-            count = self._read_length("too big mbulk count string")
+            count = self._read_count(authenticated)
             if count is None:
                 return None
-            if count < -(2**63) or count > ARGUMENTS_LIMIT:
-                raise ClientError("invalid multibulk length")
-            if count > UNAUTHENTICATED_ARGUMENTS and not authenticated:
-                raise ClientError("unauthenticated multibulk length")
-            if count > ARGUMENTS_OF_A_LANE:
-                raise LargeRequestError
-            if count <= 0:
-                return []
-            self._missing = count
-        buffer = self._buffer
+            self._missing = max(0, count)
         while self._missing:
             if self._bulk < 0:
-                if self._line(b"\r", "too big bulk count string") < 0:
-                    return None
-                kind = buffer[self._position]
-                start = self._position
-                length = self._read_length("too big bulk count string")
+                length = self._read_bulk_length(authenticated)
                 if length is None:
                     return None
-                if kind != 36:  # "$"
-                    self._position = start
-                    raise ClientError(f"expected '$', got '{chr(kind)}'")
-                if not 0 <= length <= self.bulk_limit:
-                    raise ClientError("invalid bulk length")
-                if length > UNAUTHENTICATED_BULK and not authenticated:
-                    raise ClientError("unauthenticated bulk length")
                 self._bulk = length
             end = self._position + self._bulk
-            if len(buffer) < end + 2:
+            if len(self._buffer) < end + 2:
                 return None
-            self._arguments.append(bytes(memoryview(buffer)[self._position : end]))
+            self._arguments.append(bytes(memoryview(self._buffer)[self._position : end]))
             self._position = end + 2  # Redis does not look at the two bytes behind a value either
             self._bulk = -1
             self._missing -= 1
         arguments, self._arguments = self._arguments, []
         return arguments
+
+    def _read_count(self, authenticated: bool) -> int | None:
+        count = self._read_length("too big mbulk count string")
+        if count is None:
+            return None
+        if not -(2**63) <= count <= ARGUMENTS_LIMIT:
+            raise ClientError("invalid multibulk length")
+        if count > UNAUTHENTICATED_ARGUMENTS and not authenticated:
+            raise ClientError("unauthenticated multibulk length")
+        if count > ARGUMENTS_OF_A_LANE:
+            raise LargeRequestError
+        return count
+
+    def _read_bulk_length(self, authenticated: bool) -> int | None:
+        start = self._position
+        length = self._read_length("too big bulk count string")
+        if length is None:
+            return None
+        kind = self._buffer[start]
+        if kind != 36:  # "$"
+            raise ClientError(f"expected '$', got '{chr(kind)}'")
+        if not 0 <= length <= self.bulk_limit:
+            raise ClientError("invalid bulk length")
+        if length > UNAUTHENTICATED_BULK and not authenticated:
+            raise ClientError("unauthenticated bulk length")
+        return length
 
 
 _SPACES = b" \t\n\v\f\r"

@@ -40,10 +40,12 @@ class Peer(Protocol):
         """Closes, once all that was written has been sent."""
 
     def lease(self, identity: Identity, name: bytes, pending: bytes, /) -> None:
-        """Goes on with a connection of its own, which runs as `identity`, is called `name`, and gets `pending` first."""
+        """Goes on with a connection of its own: run as `identity`, called `name`, given `pending` first."""
 
 
 class SessionState(enum.Enum):
+    """See the picture above."""
+
     FLOWING = enum.auto()
     SETTLING = enum.auto()
     MOVING = enum.auto()
