@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
+from coalesce.core.lane import Limits
+
 EMBEDDED = "embedded"
 
 
@@ -105,5 +107,7 @@ class Config:
     upstream_wait: float = 5.0
     # Seconds for one attempt: connect, TLS and handshake.
     connect_timeout: float = 5.0
+    # Seconds: see `Limits.hold_below`. Not on the command line: no user could know better.
+    hold_below: float = Limits().hold_below
     # Seconds. Kubernetes kills 30 s after SIGTERM.
     drain_timeout: float = 10.0

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from coalesce.core.errors import UpstreamError
-from coalesce.core.exchange import CONNECTION_NAME, Exchange, Limits
-from coalesce.core.lane import Identity, Lane
+from coalesce.core.exchange import CONNECTION_NAME, Exchange
+from coalesce.core.lane import Identity, Lane, Limits
 from coalesce.downstream import Clients, close_listener, open_listener
 from coalesce.lease import Lease
 from coalesce.poller import Poller
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator
 
-    from coalesce.config import Config
+    from coalesce.config import Address, Config
 
 log = logging.getLogger("coalesce")
 
@@ -75,14 +75,17 @@ class Server:
         self._leases_gone = trio.Event()
         self._draining = False
         base = Identity(upstream.username, upstream.password, upstream.database, 2)
-        limits = Limits(config.lane_limit, config.client_limit)
+        limits = Limits(config.lane_limit, config.client_limit, config.hold_below)
         self._exchange = Exchange(base, self._open_lane, limits)
         self._clients = Clients(
             self._exchange, self._poller, allowed_clients(config.max_clients), config.outbox_limit, self._start_lease
         )
 
-    async def serve(self) -> Summary:
-        """Runs until a signal has been seen and what is owed has been delivered. Raises StartError."""
+    async def serve(self, task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED) -> Summary:
+        """Runs until a signal has been seen and what is owed has been delivered. Raises StartError.
+
+        Has started, with the addresses listened on, when clients can connect.
+        """
         software = await self._look_at_upstream()
         listeners = self._listen()
         where = ", ".join(str(address) for _, address in listeners)
@@ -96,6 +99,7 @@ class Server:
                 accepting = trio.CancelScope()
                 nursery.start_soon(self._accept, [sock for sock, _ in listeners], accepting)
                 log.info("listening on %s; upstream %s (%s)", where, self._config.upstream.address, software)
+                task_status.started([address for _, address in listeners])
                 await anext(signals)
                 accepting.cancel()
                 clean = await self._drain(signals)
@@ -121,8 +125,8 @@ class Server:
         dialled.sock.close()
         return dialled.software
 
-    def _listen(self) -> list[tuple[socket.socket, object]]:
-        listeners: list[tuple[socket.socket, object]] = []
+    def _listen(self) -> list[tuple[socket.socket, Address]]:
+        listeners: list[tuple[socket.socket, Address]] = []
         for address in self._config.listen:
             try:
                 listeners.append(open_listener(address))

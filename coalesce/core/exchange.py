@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import coalesce.core.errors as replies
 from coalesce.core.commands import RIDES, Need, need_of
 from coalesce.core.errors import ClientError, unavailable
-from coalesce.core.lane import Lane, LaneState
+from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.core.resp import ARRAY_HEADERS, CRLF, LargeRequestError, RequestReader, pack, pack_tuple
 from coalesce.core.session import Session, SessionState
 
@@ -31,13 +31,6 @@ CONNECTION_NAME = b"coalesce"
 
 _DATABASE = re.compile(rb"0|[1-9][0-9]{0,8}")
 _NAME = re.compile(rb"[!-~]*")  # Redis: validateClientName
-
-
-class Limits(NamedTuple):
-    """Requests owed from which on nobody is read (see `config.py` for the reasons)."""
-
-    lane: int = 10_000
-    client: int = 1_024
 
 
 class _Move(NamedTuple):
@@ -69,7 +62,7 @@ class Exchange:
         """The lane of an identity, new if there was none."""
         lane = self.lanes.get(identity)
         if lane is None:
-            lane = self.lanes[identity] = Lane(self._numbers, identity, self.limits.lane)
+            lane = self.lanes[identity] = Lane(self._numbers, identity, self.limits)
             self._numbers += 1
             self._open_lane(lane)
         return lane

@@ -30,10 +30,8 @@ if TYPE_CHECKING:
 # A batch of this many requests leaves even while another is in flight. Server CPU per command, measured: 0.55 us with
 # batches of 32, 0.45 with 64, 0.37 with 128. Behind 64 there is little left to win, and the upstream would stand idle.
 FULL_BATCH = 64
-# Holding the next batch while one is in flight made batches 2.5 times longer at equal p50, and costs at most a round
-# trip. So it is done where a round trip is about as short as a wake-up (loopback, same rack), and nowhere else.
-SHORT_ROUND_TRIP = 300e-6
-# ... and not behind a slow command: by then the upstream could have had the next batch at hand.
+# While one batch is in flight, the next is held for this long at the most (seconds). By then the upstream is busy with
+# something slow, and could have had the next batch at hand.
 HOLD_AT_MOST = 1e-3
 # A reply of at least this size whose end has not arrived is passed on as it comes; a smaller one waits for its end,
 # which saves its caller a wake-up. Bytes.
@@ -68,6 +66,16 @@ class Identity(NamedTuple):
         return f"<Identity {who} db={self.database} resp{self.protocol}>"
 
 
+class Limits(NamedTuple):
+    """Of an exchange and its lanes. The reasons for the first two are in `config.py`."""
+
+    lane: int = 10_000  # requests owed on a lane from which on none of its sessions is read
+    client: int = 1_024  # requests owed to a session from which on it is not read
+    # Seconds. Holding the next batch while one is in flight made batches 2.5 times longer at equal p50, and costs up to
+    # a round trip. So it is done where that is about as short as a wake-up (loopback, same rack), and nowhere else.
+    hold_below: float = 300e-6
+
+
 class LaneState(enum.Enum):
     """How a lane stands with its upstream connection."""
 
@@ -88,11 +96,12 @@ _TRANSITIONS = {
 class Lane:
     """A FIFO over one upstream connection. `number` names it in logs and transcripts (`u0`)."""
 
-    def __init__(self, number: int, identity: Identity, limit: int) -> None:
+    def __init__(self, number: int, identity: Identity, limits: Limits) -> None:
         self.number = number
         self.identity = identity
         self.state = LaneState.DIALLING
-        self.limit = limit  # requests owed from which on no session of this lane is read
+        self.limit = limits.lane
+        self._hold_below = limits.hold_below
         self.full = False
         self.waiting: list[Session] = []  # those not read because of it
         self.sessions: set[Session] = set()  # those that ride here
@@ -174,7 +183,7 @@ class Lane:
         return (
             not self.in_flight
             or len(self.callers) >= FULL_BATCH
-            or self._round_trip > SHORT_ROUND_TRIP
+            or self._round_trip >= self._hold_below
             or now - self._left > HOLD_AT_MOST
         )
 
