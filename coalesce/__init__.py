@@ -1,1 +1,49 @@
-"""coalesce: a transparent pipelining proxy for Redis and Valkey."""
+r"""A transparent pipelining proxy for Redis and Valkey: the theory of operation.
+
+The picture
+-----------
+::
+
+      clients                       sessions               lanes                      upstream
+    c7  GET a  ---> Client  -->  Session(db 0) --+
+    c8  GET b  ---> Client  -->  Session(db 0) --+--> Lane(db 0)  unsent | in flight ==== one connection ====> Redis
+    c9  GET c  ---> Client  -->  Session(db 3) -----> Lane(db 3)  unsent | in flight ==== one connection ====>
+    c10 BLPOP  ---> Lease   =================================================== a connection of its own ====>
+
+A **session** is a client's conversation. A **lane** is one shared upstream connection of one **identity**: credentials,
+database, protocol version. What the sessions of a lane ask for at about the same time leaves as one **batch**; the
+replies come back in the same order, and the lane's FIFO knows whose each one is. A session that needs state on its
+connection **leases** one of its own.
+
+Two speeds
+----------
+A task for each client costs more than twice the work itself. So clients that share lanes have none: all their sockets,
+and those of the lanes, are in one epoll, which a single trio task awaits, and everything that happens between two waits
+is a plain `def`, in which nothing interleaves. Leased clients are ordinary structured trio. One hand-off joins the two
+worlds (`Client.lease` to `Lease`), with the very socket and the bytes that were read and not forwarded.
+
+Batches clock themselves: what is ready leaves together, and on a short link the next batch waits while one is in
+flight. So load makes batches longer and nothing else does; a lone command leaves at once.
+
+The invariants
+--------------
+I1   Replies on a lane belong to its requests, in order.
+I2   Request bytes and FIFO entry are appended together, with no await and no possible exception between.
+I3   Every accepted request gets exactly one of reply, error reply, closed connection, or swallow.
+I4   A FIFO entry is never removed early, only swallowed.
+I5   Desync, an unexpected push or a lost connection fails the whole lane.
+I6   A session has unanswered requests on one connection only: who moves first waits until nothing is owed.
+I7   No retry once a byte may have left.
+I8   Reply bytes are the upstream's, unaltered; the only bytes that we author are in `core/errors.py`.
+I9   Request bytes on a lane are ours: parsed, checked, and packed again.
+I10  A cancelled task never removes a FIFO entry nor cuts an upstream write short.
+
+Where to begin reading
+----------------------
+The pure core, which knows no sockets, no clock and no trio: `core/lane.py` (the FIFO), `core/session.py` (one client's
+states), `core/exchange.py` (both together: routes, moves, losses), `core/resp.py` (where a request or a reply ends),
+`core/commands.py` (what each command needs), `core/errors.py` (every byte that we author).
+
+The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `upstream.py` (dial, handshake, reconnect),
+`lease.py`, `server.py` (the tree of tasks, signals, drain), `__main__.py` and `config.py`, `embedded.py`.
+"""

@@ -208,14 +208,13 @@ class Clients:
         self.start_lease = start_lease
         self.leased = 0  # counted by whoever runs the leases
         self.accepted = 0
+        self.left = trio.lowlevel.ParkingLot()  # who waits here is woken when a client has left
         self._max_clients = max_clients
         self._shared: set[Client] = set()
-        self.all_gone = trio.Event()  # set when draining and no shared client is left
 
     def forget(self, client: Client) -> None:
         self._shared.discard(client)
-        if self.exchange.draining and not self._shared:
-            self.all_gone.set()
+        self.left.unpark_all()
 
     def read_last(self) -> None:
         """Takes what clients have sent up to now: the last look before a drain."""

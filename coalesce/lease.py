@@ -72,13 +72,10 @@ class Lease:
 
     async def _forward_requests(self, upstream: trio.SocketStream) -> None:
         pending, self._pending = self._pending, b""
-        with self._input:
-            try:
-                await upstream.send_all(pending)
-            except trio.BrokenResourceError:
-                return
-            await self._pass(self._client, upstream)
         try:
+            await upstream.send_all(pending)
+            with self._input:
+                await self._pass(self._client, upstream)
             # The upstream sees that no more is sent: it answers what it has, gives up what blocks, and closes.
             await upstream.send_eof()
         except trio.BrokenResourceError:

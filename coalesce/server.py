@@ -72,7 +72,6 @@ class Server:
         self._nursery: trio.Nursery | None = None
         self._new_lanes: list[Lane] = []
         self._leases: set[Lease] = set()
-        self._leases_gone = trio.Event()
         self._draining = False
         base = Identity(upstream.username, upstream.password, upstream.database, 2)
         limits = Limits(config.lane_limit, config.client_limit, config.hold_below)
@@ -123,6 +122,7 @@ class Server:
         except (OSError, UpstreamError) as problem:
             raise StartError(f"can't reach upstream {upstream.address}: {problem}") from None
         dialled.sock.close()
+        self._exchange.lane(self._exchange.base).authenticated = dialled.authenticated
         return dialled.software
 
     def _listen(self) -> list[tuple[socket.socket, Address]]:
@@ -164,8 +164,7 @@ class Server:
         finally:
             self._leases.discard(lease)
             self._clients.leased -= 1
-            if self._draining and not self._leases:
-                self._leases_gone.set()
+            self._clients.left.unpark_all()
 
     async def _drain(self, signals: AsyncIterator[int]) -> bool:
         """Finishes what is owed. False when the deadline or a second signal came first."""
@@ -185,10 +184,8 @@ class Server:
 
             nursery.start_soon(stop_on_signal)
             with trio.move_on_after(self._config.drain_timeout):
-                while self._clients.shared:
-                    await self._clients.all_gone.wait()
-                while self._leases:
-                    await self._leases_gone.wait()
+                while self._clients.shared or self._clients.leased:
+                    await self._clients.left.park()
                 finished = True
             nursery.cancel_scope.cancel()
         return finished

@@ -232,11 +232,11 @@ class Connection:
 
 async def keep(lane: Lane, exchange: Exchange, poller: Poller, config: Config) -> None:
     """Keeps a lane connected, until its identity is refused or nobody rides it any more."""
-    down_since = trio.current_time()
+    patience_ends = trio.current_time() + config.upstream_wait
     attempt = 0
     while True:
         try:
-            with trio.fail_after(config.connect_timeout):
+            with trio.fail_at(_attempt_ends(lane, patience_ends, config.connect_timeout)):
                 dialled = await dial(config.upstream.address, lane.identity, CONNECTION_NAME)
         except Refused as refusal:
             if lane.identity != exchange.base:
@@ -245,21 +245,27 @@ async def keep(lane: Lane, exchange: Exchange, poller: Poller, config: Config) -
                 return
             why = str(refusal)
         except trio.TooSlowError:
-            why = f"no connection within {config.connect_timeout:g} s"
+            why = "no answer to the attempt to connect"
         except (OSError, UpstreamError) as problem:
             why = _reason(problem)
         else:
             attempt = 0
             if not await _attend(lane, exchange, poller, dialled):
                 return
-            down_since = trio.current_time()
+            patience_ends = trio.current_time() + config.upstream_wait
             continue
         attempt += 1
         log.warning("lane u%d: can't connect to %s: %s", lane.number, config.upstream.address, why)
-        await _back_off(lane, exchange, attempt, down_since + config.upstream_wait, why)
+        await _back_off(lane, exchange, attempt, patience_ends, why)
         if lane.state is LaneState.FAILING and not lane.sessions and lane.identity != exchange.base:
             exchange.retire(lane)
             return
+
+
+def _attempt_ends(lane: Lane, patience_ends: float, connect_timeout: float) -> float:
+    """An attempt is given up early when requests wait for it that have waited for as long as they may."""
+    end = trio.current_time() + connect_timeout
+    return max(trio.current_time(), min(end, patience_ends)) if lane.state is LaneState.DIALLING else end
 
 
 async def _back_off(lane: Lane, exchange: Exchange, attempt: int, patience_ends: float, why: str) -> None:

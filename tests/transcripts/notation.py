@@ -27,8 +27,7 @@ class Transcript(NamedTuple):
 def parse(text: str) -> list[Transcript]:
     """Transcripts begin with `== name`; empty lines and lines with `#` say nothing."""
     transcripts: list[Transcript] = []
-    for line in text.splitlines():
-        line = line.strip()
+    for line in map(str.strip, text.splitlines()):
         if not line or line.startswith("#"):
             continue
         if line.startswith("== "):
@@ -104,8 +103,5 @@ def _element(text: str) -> tuple[bytes, str]:
 
 def identity(username: bytes | None, password: bytes | None, database: int, protocol: int) -> str:
     """As in `u1 connects - db=3 resp2`: user:password, or - for a connection that did not authenticate."""
-    if password is None:
-        who = "-"
-    else:
-        who = ("" if username is None else username.decode()) + ":" + password.decode()
+    who = "-" if password is None else f"{(username or b'').decode()}:{password.decode()}"
     return f"{who} db={database} resp{protocol}"
