@@ -51,13 +51,21 @@ _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 ARRAY_HEADERS = {b"*%d" % count: count for count in range(1, 1025)}
 
 
+# hiredis builds a request aside and then copies it, so a large one would stand in memory once more. Bytes.
+_LARGE = 1024 * 1024
+
 # The canonical request of a tuple of arguments: a flat array of bulk strings. (hiredis's stub says: a tuple of one.)
 pack_tuple: Callable[[tuple[bytes, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 
 def pack(arguments: list[bytes]) -> bytes:
     """The canonical request."""
-    return pack_tuple(tuple(arguments))
+    if sum(map(len, arguments)) < _LARGE:
+        return pack_tuple(tuple(arguments))
+    pieces = [b"*%d\r\n" % len(arguments)]
+    for argument in arguments:
+        pieces += (b"$%d\r\n" % len(argument), argument, CRLF)
+    return b"".join(pieces)
 
 
 class LargeRequestError(Exception):
