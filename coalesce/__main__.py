@@ -81,7 +81,7 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
 @_option("--connect-timeout", click.FloatRange(min=0, min_open=True), "Seconds for one attempt to connect.")
 @_option("--drain-timeout", click.FloatRange(min=0), "Seconds to finish what is owed after SIGTERM or SIGINT.")
 @click.version_option(version("coalesce"), prog_name="coalesce")
-def main(upstream: Upstream | str, listen: tuple[Address, ...], **limits: float) -> None:
+def command(upstream: Upstream | str, listen: tuple[Address, ...], **limits: float) -> None:
     """A transparent pipelining proxy for Redis and Valkey.
 
     Point clients at it, and nothing else changes: what they have in flight travels to the upstream in batches on few
@@ -105,6 +105,15 @@ async def _run(upstream: Upstream | str, settings: dict[str, object]) -> Summary
         return await Server(Config(upstream, **settings)).serve()  # type: ignore[arg-type]
     async with embedded_server() as address:
         return await Server(Config(Upstream(address), **settings)).serve()  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """The console script. What is wrong with the command line is said in one line, like everything that goes wrong."""
+    try:
+        command.main(standalone_mode=False)
+    except click.ClickException as problem:
+        click.echo(f"coalesce: {problem.format_message()} (see coalesce --help)", err=True)
+        sys.exit(problem.exit_code)
 
 
 if __name__ == "__main__":

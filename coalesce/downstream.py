@@ -110,6 +110,12 @@ class Client:
         else:
             self._keep(memoryview(data))
 
+    def write_more(self, data: bytes) -> None:
+        if self._outbox is None:
+            self.write(data)
+        else:
+            self._keep(memoryview(data))
+
     def read(self, wanted: bool) -> None:
         self._reading = wanted
         self._watch()

@@ -148,9 +148,7 @@ class Server:
         else:
             self._nursery.start_soon(keep, lane, self._exchange, self._poller, self._config)
 
-    def _start_lease(
-        self, sock: socket.socket, identity: Identity, name: bytes, pending: bytes, unsent: bytes
-    ) -> None:
+    def _start_lease(self, sock: socket.socket, identity: Identity, name: bytes, pending: bytes, unsent: bytes) -> None:
         assert self._nursery is not None
         self._clients.leased += 1
         self._nursery.start_soon(self._run_lease, Lease(sock, identity, name, pending, unsent))

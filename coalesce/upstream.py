@@ -122,12 +122,9 @@ async def _read_replies(stream: trio.SocketStream, count: int) -> list[bytes]:
             last = data[position:].decode("latin-1").strip()
             raise ConnectionError(f"hung up in the handshake{': ' + last if last else ''}")
         data += chunk
-        try:
-            while len(replies) < count and position < len(data) and (end := reply_end(data, position)) >= 0:
-                replies.append(data[position:end])
-                position = end
-        except ValueError as problem:
-            raise UpstreamError("this is no RESP server") from problem
+        while len(replies) < count and position < len(data) and (end := reply_end(data, position)) >= 0:
+            replies.append(data[position:end])
+            position = end
     if position < len(data):
         raise UpstreamError("more replies than requests in the handshake")
     return replies
@@ -242,6 +239,7 @@ async def keep(lane: Lane, exchange: Exchange, poller: Poller, config: Config) -
             if lane.identity != exchange.base:
                 log.debug("lane u%d: refused: %s", lane.number, refusal)
                 exchange.refuse(lane, refusal.reply)
+                exchange.flush(perf_counter())
                 return
             why = str(refusal)
         except trio.TooSlowError:
@@ -275,6 +273,7 @@ async def _back_off(lane: Lane, exchange: Exchange, attempt: int, patience_ends:
     if lane.state is LaneState.DIALLING and patience_ends <= wake:
         await trio.sleep_until(patience_ends)
         exchange.fail(lane, why)
+        exchange.flush(perf_counter())
     await trio.sleep_until(wake)
 
 

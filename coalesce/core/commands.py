@@ -76,9 +76,7 @@ _NEEDS = dict.fromkeys(_STATELESS.encode().split(), Need.RIDE) | {
 _SUBCOMMANDS = {name: frozenset(words.encode().split()) for name, words in _STATELESS_SUBCOMMANDS.items()}
 
 # The names that ride whatever their arguments, in the two spellings that clients use: what the hot path asks.
-RIDES = frozenset(
-    spelling for name, need in _NEEDS.items() if need is Need.RIDE for spelling in (name, name.lower())
-)
+RIDES = frozenset(spelling for name, need in _NEEDS.items() if need is Need.RIDE for spelling in (name, name.lower()))
 
 
 def need_of(arguments: list[bytes]) -> Need:

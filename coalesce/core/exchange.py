@@ -194,20 +194,20 @@ class Exchange:
                 return
             self._dispatch(session, arguments)
             taken += 1
+            if session.lane.full or session.owed >= self.limits.client:
+                self._throttle(session)
 
     def _dispatch(self, session: Session, arguments: list[bytes]) -> None:
         match need_of(arguments):
             case Need.RIDE:
                 self._enqueue(session.lane, pack(arguments), session)
-                if session.lane.full or session.owed >= self.limits.client:
-                    self._throttle(session)
             case Need.CLIENT_STATE:
                 self._dispatch_client_state(session, arguments)
             case Need.QUIT:
                 self._end(session, replies.OK)
-            case Need.CLOSE:
+            case Need.CLOSE if session.lane.authenticated:
                 self._end(session, b"")
-            case Need.IDENTITY | Need.RESET | Need.LEASE:
+            case _:  # (before AUTH, versions differ in what they say to RESET and POST: each says it itself)
                 self._settle(session, arguments)
 
     def _enqueue(self, lane: Lane, request: bytes, caller: Session | Rewritten | Moving) -> None:
@@ -243,8 +243,7 @@ class Exchange:
     def answered(self, session: Session) -> None:
         """A session whose replies are looked at was given one."""
         if session.throttled and session.owed <= self.limits.client // 2 and not session.lane.full:
-            session.throttled = False
-            session.rewire()
+            self._resume(session)
         if session.owed:
             return
         if session.state is SessionState.SETTLING:
@@ -254,9 +253,16 @@ class Exchange:
             self._close(session)
 
     def _throttle(self, session: Session) -> None:
+        """Stops reading from a session. What has been read of it already, a chunk at the most, still takes its way."""
+        if session.throttled or session.state is not SessionState.FLOWING:
+            return
         session.throttled = True
-        if session.lane.full:
-            session.lane.waiting.append(session)
+        session.lane.waiting.add(session)
+        session.rewire()
+
+    def _resume(self, session: Session) -> None:
+        session.throttled = False
+        session.lane.waiting.discard(session)
         session.rewire()
 
     def end_of_input(self, session: Session) -> None:
@@ -279,6 +285,7 @@ class Exchange:
         if session.state in {SessionState.GONE, SessionState.LEASED}:
             return
         session.lane.sessions.discard(session)
+        session.lane.waiting.discard(session)
         session.become(SessionState.GONE)
         session.reader = None
         session.peer.close()
@@ -301,11 +308,11 @@ class Exchange:
         arguments = session.waiting or []
         session.waiting = None
         need = need_of(arguments) if arguments else Need.LEASE
-        if need is Need.RESET and len(arguments) == 1:
+        if need is Need.RESET and len(arguments) == 1 and session.lane.authenticated:
             session.name = b""
             self._ride_on(session, self.lane(self.base))
-            session.peer.write(replies.RESET)
             session.become(SessionState.FLOWING)
+            session.peer.write(replies.RESET)  # last, as the client may turn out to have left
             return
         move = _move_of(session.lane.identity, arguments) if need is Need.IDENTITY else None
         if move is None:
@@ -317,6 +324,8 @@ class Exchange:
         self._enqueue(lane, move.request, Moving(self, session, lane, move.name))
 
     def _ride_on(self, session: Session, lane: Lane) -> None:
+        if session.throttled:
+            self._resume(session)  # nothing is owed to one that moves
         session.lane.sessions.discard(session)
         session.lane = lane
         lane.sessions.add(session)
@@ -334,6 +343,7 @@ class Exchange:
         reader, session.reader = session.reader, None
         pending = (pack(arguments) if arguments else b"") + (reader.pending if reader else b"")
         session.lane.sessions.discard(session)
+        session.lane.waiting.discard(session)
         session.become(SessionState.LEASED)
         session.peer.lease(session.lane.identity, session.name, pending)
 
@@ -347,18 +357,20 @@ class Exchange:
 
     def flush(self, now: float) -> None:
         """Lets every batch leave that may. To be called after each round of reading, before waiting."""
-        dirty, self.dirty = self.dirty, []
-        for lane in dirty:
+        held = []
+        while self.dirty:
+            lane = self.dirty.pop()
             if lane.state is LaneState.FAILING:
+                # Whoever is answered may ask for more, here or elsewhere: then that lane is dirty again.
                 self._answer_unsent(lane, unavailable(lane.why_failing))
-            elif lane.callers and lane.send is not None and lane.may_flush(now):
+                continue
+            if lane.callers and lane.send is not None and lane.may_flush(now):
                 lane.send(lane.take_batch(now))
             if lane.callers:
-                if lane not in self.dirty:
-                    self.dirty.append(lane)
-                lane.full = lane.owed >= lane.limit
-            elif lane.owed >= lane.limit:
+                held.append(lane)
+            if lane.owed >= lane.limit:
                 lane.full = True
+        self.dirty = held
 
     def replies(self, lane: Lane, data: bytes, now: float) -> None:
         """Hands replies to their callers. Raises UpstreamError, after which the lane has to be lost."""
@@ -384,9 +396,9 @@ class Exchange:
         """
         lane.become(LaneState.CLOSED)
         self._forget(lane)
-        self._answer_unsent(lane, reply)
         for session in list(lane.sessions):
             self.depart(session)
+        self._answer_unsent(lane, reply)
 
     def retire(self, lane: Lane) -> None:
         """Nobody rides this lane, and nothing is owed on it."""
@@ -407,11 +419,9 @@ class Exchange:
         if lane.owed > lane.limit // 2:
             return
         lane.full = False
-        waiting, lane.waiting = lane.waiting, []
-        for session in waiting:
-            if session.throttled and session.state is not SessionState.GONE:
-                session.throttled = session.owed > self.limits.client // 2
-                session.rewire()
+        for session in list(lane.waiting):
+            if session.owed <= self.limits.client // 2:
+                self._resume(session)
 
     def drain(self) -> None:
         """Every session ends as soon as it is owed nothing."""
@@ -438,6 +448,8 @@ class Rewritten:
             self._session.owed -= 1
             self._session.write(self._rewrite(self._parts))
 
+    write_more = write
+
     def lost(self) -> None:
         self._session.lost()
 
@@ -452,17 +464,26 @@ class Moving:
         self._session = session
         self._lane = lane
         self._name = name
-        self._said_yes: bool | None = None
+        self._said_yes = False
         self.owed = 0
 
     def write(self, data: bytes) -> None:
+        self._said_yes = not data.startswith(b"-")
         session = self._session
-        if self._said_yes is None:
-            self._said_yes = data[:1] != b"-"
         session.owed -= not self.owed
         session.write(data)
+        self._look()
+
+    def write_more(self, data: bytes) -> None:
+        session = self._session
+        session.owed -= not self.owed
+        session.write_more(data)
+        self._look()
+
+    def _look(self) -> None:
         if self.owed:
             return
+        session = self._session
         if self._said_yes and self._name is not None:
             session.name = self._name
         self._exchange.moved(session, self._lane if self._said_yes else None)
@@ -505,8 +526,8 @@ def _refuse_notifications(reply: bytes) -> bytes:
 def _move_of(identity: Identity, arguments: list[bytes]) -> _Move | None:
     """Where AUTH, SELECT or HELLO would take a session; None for a form that is not known to the letter.
 
-    Such a form may change half of what it says (HELLO 3 AUTH user password NONSENSE authenticates before it is
-    refused), so it gets a connection of its own to do it on.
+    Such a form may change half of what it says (HELLO 3 SETNAME name AUTH user wrong does name the connection before
+    it is refused), so it gets a connection of its own to do it on.
     """
     match [arguments[0].upper(), *arguments[1:]]:
         case [b"SELECT", database] if _DATABASE.fullmatch(database):
@@ -524,7 +545,7 @@ def _move_of(identity: Identity, arguments: list[bytes]) -> _Move | None:
                     case [b"AUTH", username, password, *rest]:
                         identity = identity._replace(username=username, password=password)
                         request += options[:3]
-                    case [b"SETNAME", asked, *rest] if _NAME.fullmatch(asked):
+                    case [b"SETNAME", asked, *rest] if _NAME.fullmatch(asked) and not rest:
                         name = asked
                         request += [options[0], CONNECTION_NAME]
                     case _:
@@ -532,4 +553,3 @@ def _move_of(identity: Identity, arguments: list[bytes]) -> _Move | None:
                 options = rest
             return _Move(identity, name, pack(request))
     return None
-

@@ -20,7 +20,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from coalesce.core.errors import Desync, UpstreamError
-from coalesce.core.resp import BULK_LIMIT, CRLF, skip_elements
+from coalesce.core.resp import BULK_LIMIT, CRLF, SHORT_LENGTHS, skip_elements
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,10 +44,13 @@ class Caller(Protocol):
     owed: int
 
     def write(self, data: bytes, /) -> None:
-        """Takes reply bytes, whole replies but for those over STREAM_FROM. `owed` has been counted down before.
+        """Takes whole replies, or the first piece of one over STREAM_FROM. `owed` has been counted down before.
 
         Must not raise: what goes wrong with a caller is the caller's own trouble.
         """
+
+    def write_more(self, data: bytes, /) -> None:
+        """Takes the next piece of a reply that `write` got the first piece of. The last piece comes this way too."""
 
     def lost(self) -> None:
         """The upstream connection is gone with a request of this caller in flight on it."""
@@ -103,7 +106,7 @@ class Lane:
         self.limit = limits.lane
         self._hold_below = limits.hold_below
         self.full = False
-        self.waiting: list[Session] = []  # those not read because of it
+        self.waiting: set[Session] = set()  # those not read for the while
         self.sessions: set[Session] = set()  # those that ride here
         # What the upstream told at the handshake.
         self.authenticated = True
@@ -120,7 +123,8 @@ class Lane:
         self._timing = False  # ... and whether one is under way
         self._tail = b""  # the beginning of a reply
         self._outstanding = 0  # of the reply that is being passed on as it comes: elements missing,
-        self._passing = 0  # ... and bytes missing of the bulk string at hand
+        self._passing = 0  # ... bytes missing of the bulk string at hand,
+        self._begun = False  # ... and whether its caller has got a piece of it
         # Counted for the closing line.
         self.commands = 0
         self.batches = 0
@@ -160,6 +164,7 @@ class Lane:
         self.send = None
         self._tail = b""
         self._outstanding = self._passing = 0
+        self._begun = False
         in_flight, self.in_flight = self.in_flight, deque()
         for caller in in_flight:
             caller.lost()
@@ -207,7 +212,7 @@ class Lane:
 
     # --- replies ---
 
-    def receive(self, data: bytes, now: float) -> None:  # noqa: C901, PLR0912 (hot: flat rather than short)
+    def receive(self, data: bytes, now: float) -> None:  # noqa: C901, PLR0912, PLR0915 (hot: flat)
         """HOT. Hands each reply to the caller at the head of the FIFO; replies side by side for one go out as one.
 
         Raises UpstreamError, after which the lane has to be lost; who is owed something is then still in the FIFO or
@@ -223,6 +228,7 @@ class Lane:
             data = self._pass_on(data)
         find = data.find
         next_caller = self.in_flight.popleft
+        short = SHORT_LENGTHS.get
         size = len(data)
         caller: Caller | None = None  # whose replies lie between start and position
         start = position = 0
@@ -233,10 +239,17 @@ class Lane:
                     break
                 kind = data[position]
                 if kind == 36:  # "$"
-                    length = int(data[position + 1 : end])
-                    end += length + 4 if length >= 0 else 2
-                    if end > size:
-                        break
+                    length = short(data[position + 1 : end])
+                    if length is None:
+                        end = self._end_of_other(data, position)
+                        if end < 0:
+                            break
+                    else:
+                        end += length + 4
+                        if end > size:
+                            break
+                        if data[end - 1] != 10 or data[end - 2] != 13:
+                            raise Desync("a bulk string without an end")
                 elif kind == 43 or kind == 58 or kind == 45:  # "+" ":" "-"  # noqa: PLR1714 (a set costs more)
                     end += 2
                 else:
@@ -244,26 +257,25 @@ class Lane:
                     if end < 0:
                         break
                 owner = next_caller()
-                owner.owed -= 1
                 if owner is not caller:
                     if caller is not None:
                         caller.write(data[start:position])
                     caller = owner
                     start = position
+                owner.owed -= 1  # not before: to be owed nothing is to have all replies written
                 position = end
-        except (IndexError, ValueError, UpstreamError) as problem:
+        except (IndexError, UpstreamError) as problem:
             # The last caller's replies were aligned as far as can be seen, and that is not far enough.
             if caller is not None:
                 caller.lost()
-            raise Desync(_describe(problem)) from problem
+            why = "a reply that nobody asked for" if isinstance(problem, IndexError) else str(problem)
+            raise Desync(why) from problem
         if caller is not None:
             caller.write(data[start:position])
         if position < size:
             self._keep(data[position:])
 
     def _end_of_other(self, data: bytes, position: int) -> int:
-        if data[position] == 62:  # ">"
-            raise Desync("a push on a lane")
         end, outstanding, passing = skip_elements(data, position, 1)
         return -1 if outstanding or passing else end
 
@@ -285,24 +297,23 @@ class Lane:
         position = min(self._passing, len(data))
         self._passing -= position
         if not self._passing:
-            try:
-                position, self._outstanding, self._passing = skip_elements(data, position, self._outstanding)
-            except ValueError as problem:
-                raise Desync(_describe(problem)) from problem
+            if position and data[position - 1] != 10:
+                raise Desync("a bulk string without an end")
+            position, self._outstanding, self._passing = skip_elements(data, position, self._outstanding)
         if self._outstanding or self._passing:
             if position:
-                head.write(data[:position])
+                self._write_piece(head, data[:position])
             self._tail = data[position:]
             return b""
         self.in_flight.popleft()
         head.owed -= 1
-        head.write(data[:position])
+        self._write_piece(head, data[:position])
+        self._begun = False
         return data[position:]
 
-
-def _describe(problem: Exception) -> str:
-    if isinstance(problem, IndexError):
-        return "a reply that nobody asked for"
-    if isinstance(problem, ValueError):
-        return "a length that is no number"
-    return str(problem)
+    def _write_piece(self, head: Caller, piece: bytes) -> None:
+        if self._begun:
+            head.write_more(piece)
+        else:
+            self._begun = True
+            head.write(piece)

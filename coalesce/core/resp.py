@@ -69,7 +69,7 @@ def pack(arguments: list[bytes]) -> bytes:
 
 
 class LargeRequestError(Exception):
-    """More arguments than every Redis takes on a connection that others depend on."""
+    """More, or longer, arguments than every Redis takes on a connection that others depend on."""
 
 
 class RequestReader:
@@ -133,7 +133,7 @@ class RequestReader:
             if self._missing or self._buffer[0] == 42:  # "*"
                 arguments = self._read_array(authenticated)
             else:
-                arguments = self._read_inline()
+                arguments = self._read_inline(authenticated)
             if arguments is None:
                 return None
             del self._buffer[: self._position]
@@ -151,7 +151,7 @@ class RequestReader:
             raise ClientError(too_long)
         return found
 
-    def _read_inline(self) -> list[bytes] | None:
+    def _read_inline(self, authenticated: bool) -> list[bytes] | None:
         end = self._line(b"\n", "too big inline request")
         if end < 0:
             return None
@@ -160,6 +160,8 @@ class RequestReader:
         arguments = split_inline(line)
         if arguments is None:
             raise ClientError("unbalanced quotes in request")
+        if not authenticated and (len(arguments) > UNAUTHENTICATED_ARGUMENTS or len(line) > UNAUTHENTICATED_BULK):
+            raise LargeRequestError  # Redis takes it, and would not take it as an array
         return arguments
 
     def _read_length(self, too_long: str) -> int | None:
@@ -225,7 +227,8 @@ class RequestReader:
         return length
 
 
-_SPACES = b" \t\n\v\f\r"
+_SPACES = b" \t\n\v\f\r"  # isspace(): skipped between arguments
+_ENDS = b" \t\n\r"  # ... and what ends an argument, which is less
 _ESCAPES = {ord("n"): b"\n", ord("r"): b"\r", ord("t"): b"\t", ord("b"): b"\b", ord("a"): b"\a"}
 
 
@@ -240,7 +243,7 @@ def split_inline(line: bytes) -> list[bytes] | None:
         if position == len(line):
             return arguments
         argument = bytearray()
-        while position < len(line) and line[position] not in _SPACES:
+        while position < len(line) and line[position] not in _ENDS:
             quote = line[position]
             position += 1
             if quote not in b"\"'":
@@ -277,7 +280,16 @@ def _unquote(line: bytes, position: int, quote: int, argument: bytearray) -> int
 
 _LINES = frozenset(b"+-:_#,(")
 _BULKS = frozenset(b"$=!")
-_ARRAYS = frozenset(b"*~>")
+_ARRAYS = frozenset(b"*~")
+# The lengths of most bulk strings: quicker to look up than to convert, and then known to be written as they should be.
+SHORT_LENGTHS = {b"%d" % length: length for length in range(1024)}
+
+
+def _length(digits: bytes, least: int = 0) -> int:
+    """A length or count in a reply. Raises Desync for anything but plain digits, or -1 where `least` allows it."""
+    if not _INTEGER.fullmatch(digits) or int(digits) < least:
+        raise Desync(f"a length of {digits[:20]!r}")
+    return int(digits)
 
 
 def skip_elements(data: bytes, position: int, outstanding: int) -> tuple[int, int, int]:
@@ -285,7 +297,7 @@ def skip_elements(data: bytes, position: int, outstanding: int) -> tuple[int, in
 
     Returns (position, outstanding, passing). The reply is whole when the last two are 0. `passing` counts the bytes
     that the bulk string at the end of `data` still lacks, its line end included. Raises Desync for bytes that are no
-    RESP, ValueError for a length that is no number.
+    RESP, and for a push, which answers no request.
     """
     size = len(data)
     while outstanding:
@@ -297,22 +309,24 @@ def skip_elements(data: bytes, position: int, outstanding: int) -> tuple[int, in
             outstanding -= 1
             position = end + 2
         elif kind in _BULKS:
-            length = int(data[position + 1 : end])
+            length = _length(data[position + 1 : end], least=-1 if kind == 36 else 0)  # the null of RESP2
             outstanding -= 1
             position = end + 2 if length < 0 else end + length + 4
             if position > size:
                 return size, outstanding, position - size
+            if data[position - 2 : position] != CRLF:
+                raise Desync("a bulk string without an end")
         elif kind in _ARRAYS:
-            outstanding += max(0, int(data[position + 1 : end])) - 1
+            outstanding += max(0, _length(data[position + 1 : end], least=-1 if kind == 42 else 0)) - 1
             position = end + 2
         elif kind == 37:  # "%", a map: pairs
-            outstanding += 2 * int(data[position + 1 : end]) - 1
+            outstanding += 2 * _length(data[position + 1 : end]) - 1
             position = end + 2
         elif kind == 124:  # "|", attributes: pairs in front of the element that they speak of
-            outstanding += 2 * int(data[position + 1 : end])
+            outstanding += 2 * _length(data[position + 1 : end])
             position = end + 2
         else:
-            raise Desync(f"a reply of unknown type {bytes((kind,))!r}")
+            raise Desync("a push on a lane" if kind == 62 else f"a reply of unknown type {bytes((kind,))!r}")
     return position, outstanding, 0
 
 

@@ -33,6 +33,9 @@ class Peer(Protocol):
     def write(self, data: bytes, /) -> None:
         """Sends, or keeps until it can be sent. Never waits."""
 
+    def write_more(self, data: bytes, /) -> None:
+        """The same, for the next piece of a reply that has been begun: it can't be refused any more."""
+
     def read(self, wanted: bool, /) -> None:
         """Whether to go on reading."""
 
@@ -106,6 +109,13 @@ class Session:
         self.write = self.peer.write if read else self._write_and_look
         if self.state is not SessionState.LEASED:
             self.peer.read(read)
+
+    def write_more(self, data: bytes) -> None:
+        if self.state is SessionState.GONE:
+            return
+        self.peer.write_more(data)
+        if self.write != self.peer.write:
+            self._exchange.answered(self)
 
     def _write_and_look(self, data: bytes) -> None:
         self.peer.write(data)

@@ -33,6 +33,8 @@ class CoreClient:
         assert not self.closed
         self.received += data
 
+    write_more = write
+
     def read(self, wanted: bool) -> None:
         self.reading = wanted
 

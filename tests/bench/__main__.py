@@ -1,0 +1,161 @@
+"""The command line, and the order in which things are measured."""
+
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from . import report
+from .bars import BARS, Results, Round
+from .errors import BenchError
+from .load import Sampler, trial
+from .machine import Neighbours, facts, raise_descriptor_limit
+from .measure import idle_client_bytes, measure, visiting
+from .scenarios import DESCRIPTORS_FOR_MANY, IDLE_CLIENTS, MANY, MEMORY, SCENARIOS, TWO_HUNDRED, Scenario
+from .targets import DIRECT, REPOSITORY, TARGETS, Rig, Target, is_installed, rig
+
+# The number of commands of a run, by the names of scenario and target.
+Lengths = Mapping[tuple[str, str], int]
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(1), help="How often everything is measured [5; 1 if --quick].")
+@click.option("--seconds", type=click.FloatRange(0.3), help="How long one run should take [0.6; 0.4 if --quick].")
+@click.option("--quick", is_flag=True, help="About a minute: to see whether a change went wrong, not to quote.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice([*(scenario.name for scenario in SCENARIOS), MEMORY]),
+    help="These scenarios alone: by the number of clients, and how many commands each pipelines. May be repeated.",
+)
+@click.option(
+    "--target",
+    multiple=True,
+    type=click.Choice([target.name for target in TARGETS]),
+    help="These targets alone. May be repeated.",
+)
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, writable=True), help="Write all figures here too.")
+def main(  # noqa: PLR0913, PLR0917 - one for each flag
+    rounds: int | None,
+    seconds: float | None,
+    quick: bool,
+    only: tuple[str, ...],
+    target: tuple[str, ...],
+    json_path: str | None,
+) -> None:
+    """Measure what a command costs: directly, through coalesce, and through twemproxy and haproxy if installed."""
+    signal.signal(signal.SIGTERM, _leave)
+    began = time.monotonic()
+    try:
+        machine = facts()
+        click.echo(report.facts_table(machine))
+        neighbours = Neighbours()
+        results = _measure_all(
+            _scenarios(only),
+            _targets(target),
+            rounds=rounds or (1 if quick else 5),
+            seconds=seconds or (0.4 if quick else 0.6),
+            memory=not only or MEMORY in only,
+        )
+    except BenchError as error:
+        raise click.ClickException(str(error)) from error
+    machine["others took"] = f"{neighbours.share():.0%} of all cores meanwhile"
+    judgements = [bar.judge(results) for bar in BARS]
+    if any(results.rounds):
+        click.echo(f"others took      {machine['others took']}: the more, the less throughput and latencies mean")
+        click.echo(f"\nmedians of {len(results.rounds)} round(s), GET and SET of 64 bytes\n")
+        click.echo(report.figures_table(results))
+    if results.idle_client_bytes:
+        click.echo(f"\n{IDLE_CLIENTS:,} idle clients\n\n{report.memory_table(results)}")
+    click.echo(f"\n{report.bars_table(judgements)}\n\n{report.conclusion(judgements)}")
+    _say(f"took {time.monotonic() - began:.0f} s")
+    if json_path:
+        Path(json_path).write_text(json.dumps(report.as_json(machine, results, judgements), indent=2) + "\n")
+
+
+def _measure_all(
+    scenarios: Sequence[Scenario], targets: Sequence[Target], *, rounds: int, seconds: float, memory: bool
+) -> Results:
+    results = Results()
+    limit = raise_descriptor_limit()
+    if limit < DESCRIPTORS_FOR_MANY:
+        _say(f"no {IDLE_CLIENTS:,} clients: the limit of file descriptors (ulimit -Hn) is {limit}")
+        scenarios, memory = [scenario for scenario in scenarios if scenario is not MANY], False
+    with (
+        tempfile.TemporaryDirectory(prefix="coalesce-bench-") as directory,
+        rig(Path(directory)) as ground,
+        Sampler(ground.upstream_port, ground.upstream.pid) as sampler,
+    ):
+        if memory:
+            for target in targets:
+                if target is not DIRECT:
+                    _say(f"memory of {IDLE_CLIENTS:,} idle clients: {target.name}")
+                    results.idle_client_bytes[target.name] = idle_client_bytes(ground, target, IDLE_CLIENTS)
+        lengths = _lengths(ground, scenarios, targets, seconds)
+        for number in range(rounds):
+            found: Round = {}
+            results.rounds.append(found)
+            for scenario in scenarios:
+                _say(f"round {number + 1} of {rounds}: {scenario.name} clients")
+                for target in _rotated([it for it in scenario.targets if it in targets], number):
+                    key = scenario.name, target.name
+                    found[key] = measure(ground, sampler, scenario, target, lengths[key])
+    return results
+
+
+def _lengths(ground: Rig, scenarios: Sequence[Scenario], targets: Sequence[Target], seconds: float) -> Lengths:
+    """How many commands come to `seconds`: a fast target needs a multiple of a slow one's for an equally long run.
+
+    The trial runs for it are the warm-up too, of the machine and of the keys.
+    """
+    lengths: dict[tuple[str, str], int] = {}
+    for target in targets:
+        _say(f"warm-up: {target.name}")
+        for scenario in scenarios:
+            if target not in scenario.targets:
+                continue
+            with visiting(ground, scenario, target) as visit:
+                # Connecting 5,000 clients takes seconds, and with 200 the rate is much the same.
+                per_second = trial(visit.address, TWO_HUNDRED if scenario is MANY else scenario)
+            lengths[scenario.name, target.name] = max(round(per_second * seconds), scenario.least_commands)
+    return lengths
+
+
+def _scenarios(only: Sequence[str]) -> list[Scenario]:
+    return [scenario for scenario in SCENARIOS if not only or scenario.name in only]
+
+
+def _targets(names: Sequence[str]) -> list[Target]:
+    """Those asked for; else all but the ones that are not installed."""
+    if not (REPOSITORY / "coalesce" / "__main__.py").exists() and (not names or any("coalesce" in it for it in names)):
+        raise BenchError("there is no coalesce/__main__.py to measure; --target names what to measure without it")
+    chosen = [target for target in TARGETS if not names or target.name in names]
+    for target in chosen:
+        if not is_installed(target):
+            _say(f"{target.name} takes no part: {target.program} is not installed")
+    return [target for target in chosen if is_installed(target)]
+
+
+def _rotated(targets: Sequence[Target], by: int) -> list[Target]:
+    start = by % len(targets) if targets else 0
+    return [*targets[start:], *targets[:start]]
+
+
+def _say(progress: str) -> None:
+    click.echo(progress, err=True)
+
+
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    """As Ctrl-C does: unwind, so that everything started is ended."""
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m tests.bench")

