@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from coalesce.core.errors import UpstreamError, unavailable
-from coalesce.upstream import Refused, dial
+from coalesce.core.errors import unavailable
+from coalesce.upstream import Refused, UnavailableError, dial_patiently
 
 if TYPE_CHECKING:
     import socket
@@ -59,13 +59,10 @@ class Lease:
         """Connects; the reply for the client when that can't be done."""
         # CLIENT SETNAME refuses nothing that the session's name could be.
         try:
-            with trio.fail_after(config.upstream_wait):
-                dialled = await dial(config.upstream.address, self._identity, self._name)
+            dialled = await dial_patiently(config, self._identity, self._name)
         except Refused as refusal:
             return refusal.reply
-        except trio.TooSlowError:
-            return unavailable(f"no connection within {config.upstream_wait:g} s")
-        except (OSError, UpstreamError) as problem:
+        except UnavailableError as problem:
             return unavailable(str(problem))
         self._upstream = trio.SocketStream(trio.socket.from_stdlib_socket(dialled.sock))
         return None

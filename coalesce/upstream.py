@@ -47,6 +47,10 @@ class Refused(Exception):
         self.reply = reply
 
 
+class UnavailableError(Exception):
+    """The upstream could not be reached for as long as requests may wait."""
+
+
 class Dialled(NamedTuple):
     """A connection that runs as the identity asked for, with nothing owed on it."""
 
@@ -72,6 +76,29 @@ async def dial(address: Address, identity: Identity, name: bytes) -> Dialled:
     except BaseException:
         stream.socket.close()
         raise
+
+
+async def dial_patiently(config: Config, identity: Identity, name: bytes) -> Dialled:
+    """Dials until it works, or for as long as requests may wait. Raises UnavailableError then, and Refused at once."""
+    why = "no answer to the attempt to connect"
+    attempt = 0
+    with trio.move_on_after(config.upstream_wait):
+        while True:
+            attempt += 1
+            try:
+                with trio.fail_after(config.connect_timeout):
+                    return await dial(config.upstream.address, identity, name)
+            except trio.TooSlowError:
+                pass
+            except (OSError, UpstreamError) as problem:
+                why = _reason(problem)
+            await trio.sleep(_pause(attempt))
+    raise UnavailableError(why)
+
+
+def _pause(attempt: int) -> float:
+    """Seconds to wait after so many failed attempts."""
+    return min(_FIRST_BACKOFF * 2.0 ** (attempt - 1), _LAST_BACKOFF) * random.uniform(0.5, 1)  # noqa: S311 (no secret)
 
 
 async def _shake_hands(stream: trio.SocketStream, identity: Identity, name: bytes) -> Dialled:
@@ -268,8 +295,7 @@ def _attempt_ends(lane: Lane, patience_ends: float, connect_timeout: float) -> f
 
 async def _back_off(lane: Lane, exchange: Exchange, attempt: int, patience_ends: float, why: str) -> None:
     """Waits before the next attempt; requests that have waited for as long as they may are answered meanwhile."""
-    pause = min(_FIRST_BACKOFF * 2 ** (attempt - 1), _LAST_BACKOFF) * random.uniform(0.5, 1)  # noqa: S311 (no secret)
-    wake = trio.current_time() + pause
+    wake = trio.current_time() + _pause(attempt)
     if lane.state is LaneState.DIALLING and patience_ends <= wake:
         await trio.sleep_until(patience_ends)
         exchange.fail(lane, why)

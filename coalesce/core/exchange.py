@@ -314,7 +314,7 @@ class Exchange:
             session.become(SessionState.FLOWING)
             session.peer.write(replies.RESET)  # last, as the client may turn out to have left
             return
-        move = _move_of(session.lane.identity, arguments) if need is Need.IDENTITY else None
+        move = _move_of(session.lane, arguments) if need is Need.IDENTITY else None
         if move is None:
             self._lease(session, arguments)
             return
@@ -523,12 +523,13 @@ def _refuse_notifications(reply: bytes) -> bytes:
     return reply if reply.startswith(b"-") else replies.NO_MAINT_NOTIFICATIONS
 
 
-def _move_of(identity: Identity, arguments: list[bytes]) -> _Move | None:
+def _move_of(lane: Lane, arguments: list[bytes]) -> _Move | None:  # noqa: PLR0911 (a form a case)
     """Where AUTH, SELECT or HELLO would take a session; None for a form that is not known to the letter.
 
     Such a form may change half of what it says (HELLO 3 SETNAME name AUTH user wrong does name the connection before
     it is refused), so it gets a connection of its own to do it on.
     """
+    identity = lane.identity
     match [arguments[0].upper(), *arguments[1:]]:
         case [b"SELECT", database] if _DATABASE.fullmatch(database):
             return _Move(identity._replace(database=int(database)), None, pack(arguments))
@@ -551,5 +552,7 @@ def _move_of(identity: Identity, arguments: list[bytes]) -> _Move | None:
                     case _:
                         return None
                 options = rest
+            if name is not None and identity.password is None and not lane.authenticated:
+                return None  # refused for want of AUTH, and named all the same
             return _Move(identity, name, pack(request))
     return None
