@@ -1,7 +1,7 @@
 """The shared clients: their sockets, what is read from them, and what could not be sent to them yet.
 
-No task and no `async` in here but for accepting: everything happens in `Client.on_ready`, called by the poller, and in
-the methods that the core calls (`coalesce.core.session.Peer`).
+No task and no `async` in here, but for the life of a listener: everything happens in `on_ready`, called by the poller,
+and in the methods that the core calls (`coalesce.core.session.Peer`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ _LARGE_CHUNK = 256 * 1024
 _BACKLOG = 4096
 # Clients accepted before others get a turn. Redis: MAX_ACCEPTS_PER_CALL.
 _ACCEPTS = 1000
+# Seconds without accepting when the process has no descriptor left.
+_PAUSE = 0.1
 _OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -237,26 +239,24 @@ class Clients:
         for client in list(self._shared):
             client.give_up()
 
-    async def accept(self, listener: socket.socket) -> None:
+    async def accept(self, sock: socket.socket) -> None:
         """Accepts until cancelled. Closes the listener at the end, and removes the file of a unix socket."""
+        listener = Listener(self, sock)
         try:
             while True:
-                await trio.lowlevel.wait_readable(listener)
+                self.poller.add(sock, listener, READABLE)
                 try:
-                    for _ in range(_ACCEPTS):
-                        self._accept(listener)
-                except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                    continue
-                except OSError as problem:
-                    if problem.errno not in _OUT_OF_DESCRIPTORS:
-                        raise
-                    log.warning("can't accept clients: %s", problem.strerror)
-                    await trio.sleep(0.1)
+                    await listener.failed.wait()
+                finally:
+                    self.poller.remove(sock)
+                log.warning("can't accept clients for the moment: %s", listener.why)
+                await trio.sleep(_PAUSE)
+                listener.failed = trio.Event()
         finally:
-            close_listener(listener)
+            close_listener(sock)
 
-    def _accept(self, listener: socket.socket) -> None:
-        sock, _ = listener.accept()
+    def welcome(self, sock: socket.socket) -> None:
+        """Takes a new client, or refuses it as Redis does."""
         sock.setblocking(False)
         if len(self._shared) + self.leased >= self._max_clients:
             with suppress(OSError):
@@ -268,6 +268,31 @@ class Clients:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.accepted += 1
         self._shared.add(Client(self, sock))
+
+
+class Listener:
+    """A listening socket in the poller."""
+
+    def __init__(self, clients: Clients, sock: socket.socket) -> None:
+        self._clients = clients
+        self._sock = sock
+        self.failed = trio.Event()  # the process is out of descriptors, or of memory
+        self.why = ""
+
+    def on_ready(self, flags: int) -> None:
+        """Accepts who waits."""
+        del flags
+        try:
+            for _ in range(_ACCEPTS):
+                sock, _ = self._sock.accept()
+                self._clients.welcome(sock)
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as problem:
+            if problem.errno not in _OUT_OF_DESCRIPTORS:
+                raise
+            self.why = problem.strerror or str(problem)
+            self.failed.set()
 
 
 def open_listener(address: Address) -> tuple[socket.socket, Address]:

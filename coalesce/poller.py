@@ -25,10 +25,18 @@ WRITABLE = select.EPOLLOUT
 
 # Sockets served between two looks at the limits of a lane. With at most 16 KiB from each, a round takes 4 MiB at most.
 _MOST_EVENTS = 256
-# A round with fewer events than this has emptied the well: what comes next is better waited for than asked for again.
+# A round with fewer events than this has emptied the well.
 _FEW_EVENTS = 3
-# Seconds after which other tasks get a turn (accept, leases, signals), however much is ready.
+# Seconds for which requests are gathered while the well is not empty, and then what there is leaves. Measured with 50
+# and 200 clients: batches of 20 to 30, against 12 to 15 when each round ended with a flush; p50 the same or shorter.
+_GATHER = 200e-6
+# Seconds after which other tasks get a turn (signals, dials, pinned clients), however much is ready.
 _TURN = 1e-3
+# Seconds that a poll lingers for what comes next, when little goes on. Going back to trio and coming again takes 16 us,
+# half of what a lone command costs. Measured with one client: p50 71 us against 87 (twemproxy: 71), CPU 37 us against
+# 54. Under load it would make batches shorter, hence "little": events in a window of one turn, some 15 commands.
+_LINGER = 1e-3
+_LITTLE = 64
 
 
 class Member(Protocol):
@@ -44,6 +52,10 @@ class Poller:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._members: dict[int, Member] = {}
+        self.may_linger = True  # no task of trio's waits for the microsecond
+        self._events = 0  # in this window
+        self._window_ends = 0.0
+        self._little = True  # ... in the last one
 
     def add(self, sock: socket.socket, member: Member, flags: int) -> None:
         fd = sock.fileno()
@@ -74,14 +86,35 @@ class Poller:
         """Takes what is ready as long as much is, so that batches grow with the load; what is alone leaves at once."""
         poll = self._epoll.poll
         members = self._members
-        end = perf_counter() + _TURN
+        now = perf_counter()
+        turn_ends = now + _TURN
+        gathered = now + _GATHER
+        timeout = 0.0
         while True:
-            events = poll(0, _MOST_EVENTS)
+            events = poll(timeout, _MOST_EVENTS)
             for fd, flags in events:
                 member = members.get(fd)
                 if member is not None:  # None: one of the events before ended it
                     member.on_ready(flags)
             now = perf_counter()
-            flush(now)
-            if len(events) < _FEW_EVENTS or now > end:
+            self._count(len(events), now)
+            few = len(events) < _FEW_EVENTS
+            if few or now > gathered:
+                flush(now)
+                gathered = now + _GATHER
+            if now > turn_ends:
+                flush(now)
                 return
+            if few:
+                if not (self.may_linger and self._little) or (timeout and not events):
+                    return
+                timeout = _LINGER
+            else:
+                timeout = 0.0
+
+    def _count(self, events: int, now: float) -> None:
+        self._events += events
+        if now > self._window_ends:
+            self._little = self._events < _LITTLE
+            self._events = 0
+            self._window_ends = now + _TURN

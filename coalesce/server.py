@@ -155,12 +155,14 @@ class Server:
 
     async def _run_lease(self, lease: Lease) -> None:
         self._leases.add(lease)
+        self._poller.may_linger = False  # leased clients are served by tasks
         if self._draining:
             lease.drain()
         try:
             await lease.run(self._config)
         finally:
             self._leases.discard(lease)
+            self._poller.may_linger = not self._leases
             self._clients.leased -= 1
             self._clients.left.unpark_all()
 
