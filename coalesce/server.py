@@ -155,14 +155,13 @@ class Server:
 
     async def _run_lease(self, lease: Lease) -> None:
         self._leases.add(lease)
-        self._poller.may_linger = False  # leased clients are served by tasks
         if self._draining:
             lease.drain()
         try:
-            await lease.run(self._config)
+            with self._poller.others_in_a_hurry():
+                await lease.run(self._config)
         finally:
             self._leases.discard(lease)
-            self._poller.may_linger = not self._leases
             self._clients.leased -= 1
             self._clients.left.unpark_all()
 

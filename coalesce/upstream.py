@@ -260,7 +260,8 @@ async def keep(lane: Lane, exchange: Exchange, poller: Poller, config: Config) -
     attempt = 0
     while True:
         try:
-            with trio.fail_at(_attempt_ends(lane, patience_ends, config.connect_timeout)):
+            ends = _attempt_ends(lane, patience_ends, config.connect_timeout)
+            with trio.fail_at(ends), poller.others_in_a_hurry():
                 dialled = await dial(config.upstream.address, lane.identity, CONNECTION_NAME)
         except Refused as refusal:
             if lane.identity != exchange.base:
