@@ -50,7 +50,9 @@ def parse_address(text: str, default_port: int | None = None) -> Address:
     if port is None:
         port = default_port
     if not parts.hostname or port is None or parts.path or parts.query or parts.username is not None:
-        raise ValueError(f"{text!r} is neither host:port nor unix:///path")
+        raise ValueError(
+            f"{text!r} is neither host:port nor unix:///path{' (there is no TLS)' if '://' in text else ''}"
+        )
     return TcpAddress(parts.hostname, port)
 
 
@@ -105,7 +107,7 @@ class Config:
     outbox_limit: int = 64 * 1024 * 1024
     # Seconds. Long enough for a restart of the upstream, shorter than what client libraries wait for a reply.
     upstream_wait: float = 5.0
-    # Seconds for one attempt: connect, TLS and handshake.
+    # Seconds for one attempt: connect and handshake.
     connect_timeout: float = 5.0
     # Seconds: see `Limits.hold_below`. Not on the command line: no user could know better.
     hold_below: float = Limits().hold_below

@@ -26,7 +26,7 @@ from coalesce.core.lane import Identity, Lane, Limits
 from coalesce.downstream import Clients, close_listener, open_listener
 from coalesce.lease import Lease
 from coalesce.poller import Poller
-from coalesce.upstream import Refused, dial, keep
+from coalesce.upstream import Refused, dial, keep, reason
 
 if TYPE_CHECKING:
     import socket
@@ -120,7 +120,7 @@ class Server:
         except Refused as refusal:
             raise StartError(f"upstream {upstream.address} refused: {refusal}") from None
         except (OSError, UpstreamError) as problem:
-            raise StartError(f"can't reach upstream {upstream.address}: {problem}") from None
+            raise StartError(f"can't reach upstream {upstream.address}: {reason(problem)}") from None
         dialled.sock.close()
         self._exchange.lane(self._exchange.base).authenticated = dialled.authenticated
         return dialled.software

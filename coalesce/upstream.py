@@ -7,6 +7,7 @@ connection in between needs no task: `Connection.on_ready` is called by the poll
 from __future__ import annotations
 
 import logging
+import os
 import random
 import re
 import socket
@@ -91,7 +92,7 @@ async def dial_patiently(config: Config, identity: Identity, name: bytes) -> Dia
             except trio.TooSlowError:
                 pass
             except (OSError, UpstreamError) as problem:
-                why = _reason(problem)
+                why = reason(problem)
             await trio.sleep(_pause(attempt))
     raise UnavailableError(why)
 
@@ -273,7 +274,7 @@ async def keep(lane: Lane, exchange: Exchange, poller: Poller, config: Config) -
         except trio.TooSlowError:
             why = "no answer to the attempt to connect"
         except (OSError, UpstreamError) as problem:
-            why = _reason(problem)
+            why = reason(problem)
         else:
             attempt = 0
             if not await _attend(lane, exchange, poller, dialled):
@@ -325,11 +326,16 @@ async def _attend(lane: Lane, exchange: Exchange, poller: Poller, dialled: Diall
             connection.close()
 
 
-def _reason(problem: Exception) -> str:
-    """One line. trio wraps one error for each address tried; the first tells enough."""
+def reason(problem: Exception) -> str:
+    """Why the upstream could not be reached, in a few words that name no address: clients are told, too.
+
+    trio wraps one error for each address tried; the first tells enough.
+    """
     cause = problem.__cause__
     if isinstance(cause, ExceptionGroup):
         problem = cause.exceptions[0]
     elif isinstance(cause, OSError):
         problem = cause
-    return (problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)) or repr(problem)
+    if isinstance(problem, OSError) and problem.errno is not None and not isinstance(problem, socket.gaierror):
+        return os.strerror(problem.errno)
+    return (problem.strerror if isinstance(problem, OSError) else None) or str(problem) or repr(problem)

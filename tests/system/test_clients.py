@@ -367,10 +367,10 @@ def run_redis_cli(coalesce: Coalesce, *arguments: str, stdin: str) -> str:
     return ended.stdout
 
 
-@pytest.mark.parametrize("flag", ["-2", "-3"])
-def test_redis_cli_reads_commands_from_stdin(coalesce, flag):
+@pytest.mark.parametrize("flags", [[], ["-3"]], ids=["resp2", "resp3"])
+def test_redis_cli_reads_commands_from_stdin(coalesce, flags):
     stdin = 'SET k "a b"\nGET k\nLPUSH l 1 2 3\nLRANGE l 0 -1\nGET\nSELECT 2\nGET k\n'
-    through = run_redis_cli(coalesce, flag, stdin=stdin)
+    through = run_redis_cli(coalesce, *flags, stdin=stdin)
     assert through.splitlines()[:6] == ["OK", "a b", "3", "3", "2", "1"]
     assert "wrong number of arguments" in through
     assert through.endswith("OK\n\n")
