@@ -102,6 +102,9 @@ class Config:
     lane_limit: int = 10_000
     # Ten times what client libraries put in a pipeline; one client then holds a tenth of a lane at the most.
     client_limit: int = 1_024
+    # Identities that share connections. Applications have a handful; a client that makes up passwords, where Redis
+    # takes any, would otherwise open a connection with each.
+    max_lanes: int = 128
     # Bytes of replies kept for a client that does not read. One reply more than this is always taken, so that a
     # value of any size passes; Redis's own limit for replicas is 256 MB, and for pub/sub 32 MB.
     outbox_limit: int = 64 * 1024 * 1024

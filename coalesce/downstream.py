@@ -35,13 +35,14 @@ log = logging.getLogger("coalesce")
 _CHUNK = 16 * 1024
 # ... and while a large value arrives.
 _LARGE_CHUNK = 256 * 1024
+# Replies up to this size share a piece of the outbox. Bytes.
+_PIECE = 64 * 1024
 # Connections that may wait to be accepted. Redis: tcp-backlog 511, which is too few for thousands that reconnect.
 _BACKLOG = 4096
 # Clients accepted before others get a turn. Redis: MAX_ACCEPTS_PER_CALL.
 _ACCEPTS = 1000
-# Seconds without accepting when the process has no descriptor left.
+# Seconds without accepting after an error, such as no descriptor being left.
 _PAUSE = 0.1
-_OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Client:
@@ -50,16 +51,17 @@ class Client:
     Owns the socket until `lease` hands it on.
     """
 
-    __slots__ = ("_clients", "_closing", "_flags", "_outbox", "_outbox_size", "_reading", "_recv", "_send", "session",
-                 "sock")  # fmt: skip
+    __slots__ = ("_clients", "_closing", "_flags", "_head_sent", "_outbox", "_outbox_size", "_reading", "_recv",
+                 "_send", "session", "sock")  # fmt: skip
 
     def __init__(self, clients: Clients, sock: socket.socket) -> None:
         self._clients = clients
         self.sock: socket.socket | None = sock
         self._recv = sock.recv
         self._send = sock.send
-        self._outbox: deque[memoryview] | None = None  # None: all was sent
-        self._outbox_size = 0
+        self._outbox: deque[bytes | bytearray] | None = None  # None: all was sent
+        self._outbox_size = 0  # bytes
+        self._head_sent = 0  # bytes of its first piece
         self._closing = False
         self._reading = True
         self._flags = READABLE
@@ -70,7 +72,7 @@ class Client:
 
     def on_ready(self, flags: int) -> None:
         """HOT. One recv; what it brought is on the lane afterwards, or waits its turn."""
-        if flags & READABLE:
+        if flags & READABLE and self._flags & READABLE:  # not an event from before somebody stopped the reading
             session = self.session
             try:
                 reader = session.reader
@@ -84,7 +86,7 @@ class Client:
                 self._clients.exchange.receive(session, data)
             else:
                 self._clients.exchange.end_of_input(session)
-        elif flags & ~WRITABLE:  # error or hang-up, and nothing left to read
+        elif flags & ~(READABLE | WRITABLE):  # error or hang-up, and nothing to be read any more
             self._break()
             return
         if flags & WRITABLE:
@@ -105,18 +107,18 @@ class Client:
             if sent == len(data):
                 return
             self._outbox = deque()
-            self._keep(memoryview(data)[sent:])
+            self._keep(data[sent:])
         elif self._outbox_size > self._clients.outbox_limit:
             log.warning("a client left %d bytes of replies unread: closed", self._outbox_size)
             self._break()
         else:
-            self._keep(memoryview(data))
+            self._keep(data)
 
     def write_more(self, data: bytes) -> None:
         if self._outbox is None:
             self.write(data)
         else:
-            self._keep(memoryview(data))
+            self._keep(data)
 
     def read(self, wanted: bool) -> None:
         self._reading = wanted
@@ -136,7 +138,7 @@ class Client:
         self._clients.poller.remove(sock)
         self.sock = None
         self._clients.forget(self)
-        unsent = b"".join(self._outbox or ())
+        unsent = b"".join(self._outbox or ())[self._head_sent :]
         self._clients.start_lease(sock, identity, name, pending, unsent)
 
     # --- own ---
@@ -145,9 +147,15 @@ class Client:
         """Closes at once, whatever is owed."""
         self._break()
 
-    def _keep(self, data: memoryview) -> None:
-        assert self._outbox is not None
-        self._outbox.append(data)
+    def _keep(self, data: bytes) -> None:
+        outbox = self._outbox
+        assert outbox is not None
+        if len(data) >= _PIECE:
+            outbox.append(data)
+        elif outbox and isinstance(outbox[-1], bytearray) and len(outbox[-1]) < _PIECE:
+            outbox[-1] += data  # an object for each small reply would take more room than the reply
+        else:
+            outbox.append(bytearray(data))
         self._outbox_size += len(data)
         self._watch()
 
@@ -157,13 +165,16 @@ class Client:
             return
         try:
             while outbox:
-                sent = self._send(outbox[0])
+                sent = self._send(memoryview(outbox[0])[self._head_sent :])
                 self._outbox_size -= sent
-                if sent < len(outbox[0]):
-                    outbox[0] = outbox[0][sent:]
+                self._head_sent += sent
+                if self._head_sent < len(outbox[0]):
+                    self._watch()
                     return
+                self._head_sent = 0
                 outbox.popleft()
         except (BlockingIOError, InterruptedError):
+            self._watch()
             return
         except OSError:
             self._break()
@@ -175,10 +186,15 @@ class Client:
             self._watch()
 
     def _watch(self) -> None:
-        """A client that does not read is not read from."""
+        """A client that does not read is not read from, once its outbox is half full.
+
+        Not at once: there are clients that write all of a long pipeline before they read the first reply.
+        """
         if self.sock is None:
             return
-        flags = WRITABLE if self._outbox is not None else READABLE if self._reading else 0
+        flags = READABLE if self._reading and self._outbox_size <= self._clients.outbox_limit // 2 else 0
+        if self._outbox is not None:
+            flags |= WRITABLE
         if flags != self._flags:
             self._flags = flags
             self._clients.poller.change(self.sock, flags)
@@ -192,9 +208,8 @@ class Client:
     def _shut(self) -> None:
         sock, self.sock = self.sock, None
         if sock is not None:
-            self._clients.poller.remove(sock)
+            self._clients.poller.remove_and_close(sock)
             self._clients.forget(self)
-            sock.close()
 
 
 class Clients:
@@ -263,11 +278,19 @@ class Clients:
                 sock.send(MAX_CLIENTS)
             sock.close()
             return
-        if sock.family != socket.AF_UNIX:
-            # A reply is all there is to send: waiting for more would only make it late.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            if sock.family != socket.AF_UNIX:
+                # A reply is all there is to send: waiting for more would only make it late.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                # Redis: tcp-keepalive 300. Clients whose host died would keep their places for ever.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 300)
+            self._shared.add(Client(self, sock))
+        except OSError as problem:
+            log.warning("a client could not be taken: %s", problem.strerror)
+            sock.close()
+            return
         self.accepted += 1
-        self._shared.add(Client(self, sock))
 
 
 class Listener:
@@ -289,8 +312,7 @@ class Listener:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as problem:
-            if problem.errno not in _OUT_OF_DESCRIPTORS:
-                raise
+            # Out of descriptors or memory, or one of the network's errors that accept(2) passes on.
             self.why = problem.strerror or str(problem)
             self.failed.set()
 

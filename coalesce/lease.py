@@ -6,16 +6,18 @@ The bytes pass as they are, in both directions. Whatever a client does here, it 
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from typing import TYPE_CHECKING
 
 import trio
 
-from coalesce.core.errors import unavailable
+from coalesce.core.commands import BLOCKING
+from coalesce.core.errors import ClientError, unavailable
+from coalesce.core.resp import LargeRequestError, RequestReader
 from coalesce.upstream import Refused, UnavailableError, dial_patiently
 
 if TYPE_CHECKING:
-    import socket
-
     from coalesce.config import Config
     from coalesce.core.lane import Identity
 
@@ -46,6 +48,10 @@ class Lease:
                 if reply is not None:
                     await self._client.send_all(reply)
                     return
+                if self._has_left_a_blocking_request():
+                    assert self._upstream is not None
+                    await self._upstream.aclose()
+                    return
             except trio.BrokenResourceError:
                 return  # the client left
             assert self._upstream is not None
@@ -66,6 +72,25 @@ class Lease:
             return unavailable(str(problem))
         self._upstream = trio.SocketStream(trio.socket.from_stdlib_socket(dialled.sock))
         return None
+
+    def _has_left_a_blocking_request(self) -> bool:
+        """Whether the client has left while we dialled, and what it asked for would now pop an element for nobody."""
+        reader = RequestReader()
+        reader.feed(self._pending)
+        try:
+            request = reader.next_request(authenticated=True)
+        except (ClientError, LargeRequestError):
+            return False  # the upstream says what is wrong with it
+        return request is not None and request[0].upper() in BLOCKING and self._client_is_gone()
+
+    def _client_is_gone(self) -> bool:
+        with socket.socket(fileno=os.dup(self._client.socket.fileno())) as look:
+            try:
+                return not look.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
 
     async def _forward_requests(self, upstream: trio.SocketStream) -> None:
         pending, self._pending = self._pending, b""

@@ -56,6 +56,8 @@ class Poller:
         self._epoll = select.epoll()
         self._members: dict[int, Member] = {}
         self._in_a_hurry = 0  # other tasks
+        self._in_round = False
+        self._to_close: list[socket.socket] = []
         self._events = 0  # in this window
         self._window_ends = 0.0
         self._little = True  # ... in the last one
@@ -73,6 +75,23 @@ class Poller:
         fd = sock.fileno()
         del self._members[fd]
         self._epoll.unregister(fd)
+
+    def remove_and_close(self, sock: socket.socket) -> None:
+        """As `remove`, and closes the socket at a safe point.
+
+        In the middle of a round that is its end: events of the round may still be waiting for this descriptor, and
+        must not meet another socket that was given the same number.
+        """
+        self.remove(sock)
+        if self._in_round:
+            self._to_close.append(sock)
+        else:
+            sock.close()
+
+    def _end_round(self) -> None:
+        for sock in self._to_close:
+            sock.close()
+        self._to_close.clear()
 
     @contextmanager
     def others_in_a_hurry(self) -> Iterator[None]:
@@ -105,10 +124,14 @@ class Poller:
         timeout = 0.0
         while True:
             events = poll(timeout, _MOST_EVENTS)
+            self._in_round = True
             for fd, flags in events:
                 member = members.get(fd)
                 if member is not None:  # None: one of the events before ended it
                     member.on_ready(flags)
+            if self._to_close:
+                self._end_round()
+            self._in_round = False
             now = perf_counter()
             self._count(len(events), now)
             few = len(events) < _FEW_EVENTS

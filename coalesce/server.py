@@ -74,7 +74,7 @@ class Server:
         self._leases: set[Lease] = set()
         self._draining = False
         base = Identity(upstream.username, upstream.password, upstream.database, 2)
-        limits = Limits(config.lane_limit, config.client_limit, config.hold_below)
+        limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.hold_below)
         self._exchange = Exchange(base, self._open_lane, limits)
         self._clients = Clients(
             self._exchange, self._poller, allowed_clients(config.max_clients), config.outbox_limit, self._start_lease
@@ -198,7 +198,7 @@ def allowed_clients(wanted: int) -> int:
         needed = min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-    allowed = min(wanted, needed - _SPARE_DESCRIPTORS)
+    allowed = min(wanted, needed - min(_SPARE_DESCRIPTORS, needed // 4))
     if allowed < wanted:
         log.warning("%d clients at most, not %d: the system allows %d descriptors", allowed, wanted, hard)
     return max(1, allowed)

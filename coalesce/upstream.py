@@ -36,6 +36,8 @@ _CHUNK = 64 * 1024
 # Seconds between two attempts: the first at once, then doubled up to the last, each times 0.5 to 1 by chance.
 _FIRST_BACKOFF = 0.05
 _LAST_BACKOFF = 1.0
+# Seconds that a connection has to live for its loss to be the first failure, not the next.
+_LIVED = 1.0
 # Seconds without a session after which a lane is closed. Short jobs of one identity follow each other within it.
 _IDLE = 60.0
 
@@ -81,25 +83,26 @@ async def dial(address: Address, identity: Identity, name: bytes) -> Dialled:
 
 async def dial_patiently(config: Config, identity: Identity, name: bytes) -> Dialled:
     """Dials until it works, or for as long as requests may wait. Raises UnavailableError then, and Refused at once."""
-    why = "no answer to the attempt to connect"
+    patience_ends = trio.current_time() + config.upstream_wait
     attempt = 0
-    with trio.move_on_after(config.upstream_wait):
-        while True:
-            attempt += 1
-            try:
-                with trio.fail_after(config.connect_timeout):
-                    return await dial(config.upstream.address, identity, name)
-            except trio.TooSlowError:
-                pass
-            except (OSError, UpstreamError) as problem:
-                why = reason(problem)
-            await trio.sleep(_pause(attempt))
-    raise UnavailableError(why)
+    while True:
+        attempt += 1
+        try:
+            with trio.fail_after(config.connect_timeout):
+                return await dial(config.upstream.address, identity, name)
+        except trio.TooSlowError:
+            why = "no answer to the attempt to connect"
+        except (OSError, UpstreamError) as problem:
+            why = reason(problem)
+        pause = _pause(attempt)
+        if trio.current_time() + pause > patience_ends:
+            raise UnavailableError(why)
+        await trio.sleep(pause)
 
 
 def _pause(attempt: int) -> float:
     """Seconds to wait after so many failed attempts."""
-    return min(_FIRST_BACKOFF * 2.0 ** (attempt - 1), _LAST_BACKOFF) * random.uniform(0.5, 1)  # noqa: S311 (no secret)
+    return attempt and min(_FIRST_BACKOFF * 2.0 ** (attempt - 1), _LAST_BACKOFF) * random.uniform(0.5, 1)  # noqa: S311 (no secret)
 
 
 async def _shake_hands(stream: trio.SocketStream, identity: Identity, name: bytes) -> Dialled:
@@ -126,11 +129,20 @@ async def _shake_hands(stream: trio.SocketStream, identity: Identity, name: byte
         raise ConnectionError(f"connection lost in the handshake: {problem.__cause__ or problem}") from problem
     round_trip = perf_counter() - start
     for reply in replies[: len(become)]:
+        if reply.partition(b" ")[0] in _TRANSIENT:
+            raise UpstreamError(reply[1:].strip().decode("latin-1"))
         if reply.startswith(b"-"):
             raise Refused(reply)
     _, limit, info, ping = replies[len(become) :]
     sock = socket.socket(fileno=stream.socket.detach())
     sock.setblocking(False)
+    if sock.family != socket.AF_UNIX:
+        # A host that died, or a path that was lost, says nothing. Seconds: noticed within 30, idle or not.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
     return Dialled(
         sock,
         round_trip,
@@ -158,10 +170,15 @@ async def _read_replies(stream: trio.SocketStream, count: int) -> list[bytes]:
     return replies
 
 
+# What an upstream says that could soon say something else. (A client that connected now would be told the same, and
+# would try again.)
+_TRANSIENT = {b"-BUSY", b"-LOADING", b"-MASTERDOWN", b"-TRYAGAIN"}
+
+
 def _bulk_limit(reply: bytes) -> int:
     """From the reply to CONFIG GET, an array or a map of one pair. Redis's default where it may not be asked."""
     lines = reply.split(CRLF)
-    return int(lines[4]) if len(lines) == 6 and lines[4].isdigit() else BULK_LIMIT
+    return int(lines[4]) if len(lines) == 6 and re.fullmatch(rb"[0-9]{1,18}", lines[4]) else BULK_LIMIT
 
 
 def _software(info: bytes) -> str:
@@ -251,8 +268,7 @@ class Connection:
         self._exchange.lose(self._lane)
 
     def close(self) -> None:
-        self._poller.remove(self._sock)
-        self._sock.close()
+        self._poller.remove_and_close(self._sock)
 
 
 async def keep(lane: Lane, exchange: Exchange, poller: Poller, config: Config) -> None:
@@ -261,8 +277,14 @@ async def keep(lane: Lane, exchange: Exchange, poller: Poller, config: Config) -
     attempt = 0
     while True:
         try:
-            ends = _attempt_ends(lane, patience_ends, config.connect_timeout)
-            with trio.fail_at(ends), poller.others_in_a_hurry():
+            hurry = (
+                attempt > 0 and lane.state is LaneState.DIALLING
+            )  # requests wait; the first has its time all the same
+            ends = trio.current_time() + config.connect_timeout
+            with (
+                trio.fail_at(max(trio.current_time(), min(ends, patience_ends)) if hurry else ends),
+                poller.others_in_a_hurry(),
+            ):
                 dialled = await dial(config.upstream.address, lane.identity, CONNECTION_NAME)
         except Refused as refusal:
             if lane.identity != exchange.base:
@@ -276,10 +298,12 @@ async def keep(lane: Lane, exchange: Exchange, poller: Poller, config: Config) -
         except (OSError, UpstreamError) as problem:
             why = reason(problem)
         else:
-            attempt = 0
+            since = trio.current_time()
             if not await _attend(lane, exchange, poller, dialled):
                 return
             patience_ends = trio.current_time() + config.upstream_wait
+            attempt = 0 if trio.current_time() > since + _LIVED else attempt + 1
+            await trio.sleep(_pause(attempt))  # who accepts only to hang up is not dialled a thousand times a second
             continue
         attempt += 1
         log.warning("lane u%d: can't connect to %s: %s", lane.number, config.upstream.address, why)
@@ -287,12 +311,6 @@ async def keep(lane: Lane, exchange: Exchange, poller: Poller, config: Config) -
         if lane.state is LaneState.FAILING and not lane.sessions and lane.identity != exchange.base:
             exchange.retire(lane)
             return
-
-
-def _attempt_ends(lane: Lane, patience_ends: float, connect_timeout: float) -> float:
-    """An attempt is given up early when requests wait for it that have waited for as long as they may."""
-    end = trio.current_time() + connect_timeout
-    return max(trio.current_time(), min(end, patience_ends)) if lane.state is LaneState.DIALLING else end
 
 
 async def _back_off(lane: Lane, exchange: Exchange, attempt: int, patience_ends: float, why: str) -> None:

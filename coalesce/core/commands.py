@@ -61,6 +61,11 @@ _STATELESS_SUBCOMMANDS = {
     b"XGROUP": "CREATE CREATECONSUMER DELCONSUMER DESTROY SETID",
     b"XINFO": "CONSUMERS GROUPS STREAM",
 }
+# What may block: a client that leaves must not leave such a command behind.
+BLOCKING = frozenset(
+    b"BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN WAIT WAITAOF XREAD XREADGROUP".split()
+)
+
 _STATE_OF_THE_SESSION = frozenset((b"SETNAME", b"GETNAME", b"MAINT_NOTIFICATIONS"))
 
 _NEEDS = dict.fromkeys(_STATELESS.encode().split(), Need.RIDE) | {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import coalesce.core.errors as replies
 from coalesce.core.commands import RIDES, Need, need_of
 from coalesce.core.errors import ClientError, unavailable
-from coalesce.core.lane import Lane, LaneState, Limits
+from coalesce.core.lane import UNSENT_LIMIT, Lane, LaneState, Limits
 from coalesce.core.resp import ARRAY_HEADERS, CRLF, LargeRequestError, RequestReader, pack, pack_tuple
 from coalesce.core.session import Session, SessionState
 
@@ -267,6 +267,8 @@ class Exchange:
 
     def end_of_input(self, session: Session) -> None:
         """The client sends no more, and may still read: it gets what it is owed, then the connection closes."""
+        if session.state is not SessionState.FLOWING:
+            return  # it is not being read from: the end will still be there when it is
         self._end(session, b"")
 
     def _end(self, session: Session, last_words: bytes) -> None:
@@ -315,6 +317,8 @@ class Exchange:
             session.peer.write(replies.RESET)  # last, as the client may turn out to have left
             return
         move = _move_of(session.lane, arguments) if need is Need.IDENTITY else None
+        if move is not None and move.identity not in self.lanes and len(self.lanes) >= self.limits.lanes:
+            move = None  # the upstream has other clients too
         if move is None:
             self._lease(session, arguments)
             return
@@ -368,7 +372,7 @@ class Exchange:
                 lane.send(lane.take_batch(now))
             if lane.callers:
                 held.append(lane)
-            if lane.owed >= lane.limit:
+            if lane.owed >= lane.limit or (lane.send is None and sum(map(len, lane.unsent)) > UNSENT_LIMIT):
                 lane.full = True
         self.dirty = held
 

@@ -33,6 +33,8 @@ FULL_BATCH = 64
 # While one batch is in flight, the next is held for this long at the most (seconds). By then the upstream is busy with
 # something slow, and could have had the next batch at hand.
 HOLD_AT_MOST = 1e-3
+# Bytes of requests that may wait for a connection; from there on nobody is read, as when too many requests are owed.
+UNSENT_LIMIT = 64 * 1024 * 1024
 # A reply of at least this size whose end has not arrived is passed on as it comes; a smaller one waits for its end,
 # which saves its caller a wake-up. Bytes.
 STREAM_FROM = 16 * 1024
@@ -74,6 +76,7 @@ class Limits(NamedTuple):
 
     lane: int = 10_000  # requests owed on a lane from which on none of its sessions is read
     client: int = 1_024  # requests owed to a session from which on it is not read
+    lanes: int = 128  # a session of one more identity gets a connection of its own
     # Seconds. Holding the next batch while one is in flight made batches 2.5 times longer at equal p50, and costs up to
     # a round trip. So it is done where that is about as short as a wake-up (loopback, same rack), and nowhere else.
     hold_below: float = 300e-6

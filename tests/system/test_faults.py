@@ -424,3 +424,66 @@ def is_alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return status.rpartition(")")[2].split()[0] != "Z"
+
+
+# --- cases found the hard way ---
+
+
+def test_a_pipeline_may_be_written_before_the_first_reply_is_read(fresh_upstream):
+    """More replies than all socket buffers hold: whoever stopped reading the client here would wait for ever."""
+    value = "x" * 200
+    with running_coalesce(fresh_upstream.url) as coalesce, coalesce.connect() as wire:
+        assert wire.ask("SET", "k", value) == b"+OK\r\n"
+        wire.send(pack("GET", "k") * 100_000)
+        assert wire.replies(100_000) == [bulk(value)] * 100_000
+
+
+def test_an_upstream_that_hangs_up_after_the_handshake_is_dialled_with_pauses():
+    """It accepts, answers the handshake, and closes: dialled a few times after pauses, not thousands of times."""
+    dials = 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            nonlocal dials
+            with contextlib.suppress(OSError):  # the listener is shut down at the end
+                while True:
+                    with listener.accept()[0] as connection:
+                        dials += 1
+                        asked = connection.recv(65536)
+                        connection.sendall(b"+OK\r\n" * asked.count(b"*"))
+                        if dials == 1:  # coalesce looks whether there is anybody before it listens
+                            connection.recv(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with running_coalesce(f"127.0.0.1:{listener.getsockname()[1]}") as coalesce:
+            eventually(lambda: dials >= 5)
+            seen = dials
+            code, stderr = coalesce.stop()
+            assert code == 0, stderr
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert seen < 8
+    assert dials < 20
+
+
+def test_no_patience_at_all_still_dials(upstream):
+    """--upstream-wait is for a lost upstream: with one that is well, moves and leases work whatever it is."""
+    with running_coalesce(upstream.url, "--upstream-wait", "0") as coalesce, coalesce.connect() as wire:
+        assert wire.ask("SELECT", 1) == b"+OK\r\n"
+        assert wire.ask("MULTI") == b"+OK\r\n"
+
+
+def test_made_up_identities_do_not_open_connections_without_end(upstream):
+    """Where the default user takes any password, each one is an identity of its own."""
+    with running_coalesce(upstream.url, "--max-lanes", "8") as coalesce, upstream.connect() as control:
+        for number in range(40):
+            with coalesce.connect() as wire:
+                assert wire.ask("AUTH", "default", f"p{number}") == b"+OK\r\n"
+                assert wire.ask("PING") == b"+PONG\r\n"
+        few = b"connected_clients:"
+
+        def connected() -> bool:
+            return int(control.ask("INFO", "clients").partition(few)[2].split(b"\r\n")[0]) <= 8 + 2
+
+        assert eventually(connected)

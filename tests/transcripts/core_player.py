@@ -65,7 +65,9 @@ class CorePlayer:
         self._clients: dict[str, CoreClient] = {}
         self._leases: dict[str, bytes] = {}
         options = transcript.options
-        limits = Limits(options.get("lane_limit", 10_000), options.get("client_limit", 1_024), hold_below=0)
+        limits = Limits(
+            options.get("lane_limit", 10_000), options.get("client_limit", 1_024), options.get("max_lanes", 128), 0
+        )
         self._exchange = Exchange(Identity(None, None, 0, 2), self._lanes.append, limits)
         self._connect("u0", authenticated=not options.get("unauthenticated"))
 
