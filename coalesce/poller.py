@@ -56,6 +56,7 @@ class Poller:
         self._epoll = select.epoll()
         self._members: dict[int, Member] = {}
         self._in_a_hurry = 0  # other tasks
+        self._turn_is_over = False
         self._in_round = False
         self._to_close: list[socket.socket] = []
         self._events = 0  # in this window
@@ -102,6 +103,10 @@ class Poller:
         finally:
             self._in_a_hurry -= 1
 
+    def end_turn(self) -> None:
+        """Another task has just been given something to do."""
+        self._turn_is_over = True
+
     async def run(self, flush: Callable[[float], None]) -> None:
         """Serves all sockets until cancelled. `flush(now)` is called whenever no more than a few of them are ready."""
         fd = self._epoll.fileno()
@@ -138,7 +143,8 @@ class Poller:
             if few or now > gathered:
                 flush(now)
                 gathered = now + _GATHER
-            if now > turn_ends:
+            if now > turn_ends or self._turn_is_over:
+                self._turn_is_over = False
                 flush(now)
                 return
             if few:

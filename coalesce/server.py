@@ -147,10 +147,12 @@ class Server:
             self._new_lanes.append(lane)  # the base lane, made before anything runs
         else:
             self._nursery.start_soon(keep, lane, self._exchange, self._poller, self._config)
+            self._poller.end_turn()
 
     def _start_lease(self, sock: socket.socket, identity: Identity, name: bytes, pending: bytes, unsent: bytes) -> None:
         assert self._nursery is not None
         self._clients.leased += 1
+        self._poller.end_turn()
         self._nursery.start_soon(self._run_lease, Lease(sock, identity, name, pending, unsent))
 
     async def _run_lease(self, lease: Lease) -> None:

@@ -265,6 +265,7 @@ class Connection:
         self.close()
         self.why = why
         self.lost.set()
+        self._poller.end_turn()
         self._exchange.lose(self._lane)
 
     def close(self) -> None:
@@ -307,7 +308,8 @@ async def keep(lane: Lane, exchange: Exchange, poller: Poller, config: Config) -
             continue
         attempt += 1
         log.warning("lane u%d: can't connect to %s: %s", lane.number, config.upstream.address, why)
-        await _back_off(lane, exchange, attempt, patience_ends, why)
+        with poller.others_in_a_hurry():
+            await _back_off(lane, exchange, attempt, patience_ends, why)
         if lane.state is LaneState.FAILING and not lane.sessions and lane.identity != exchange.base:
             exchange.retire(lane)
             return
