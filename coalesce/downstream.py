@@ -127,6 +127,7 @@ class Client:
     def close(self) -> None:
         if self._outbox is not None:
             self._closing = True
+            self._reading = False
             self._watch()
         else:
             self._shut()

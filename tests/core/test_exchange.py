@@ -6,30 +6,10 @@ from coalesce.core.exchange import Exchange
 from coalesce.core.lane import UNSENT_LIMIT, Identity, Limits
 from coalesce.core.session import SessionState
 
+from .fakes import RecordingPeer
 from .twins import canonical
 
 BASE = Identity(None, None, 0, 2)
-
-
-class Peer:
-    def __init__(self) -> None:
-        self.written = b""
-        self.reading = True
-        self.closed = False
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-    write_more = write
-
-    def read(self, wanted: bool) -> None:
-        self.reading = wanted
-
-    def close(self) -> None:
-        self.closed = True
-
-    def lease(self, identity: Identity, name: bytes, pending: bytes) -> None:
-        raise AssertionError((identity, name, pending))
 
 
 def test_the_end_of_input_of_a_session_that_is_gone() -> None:
@@ -37,7 +17,7 @@ def test_the_end_of_input_of_a_session_that_is_gone() -> None:
     exchange = Exchange(BASE, lambda _: None)
     lane = exchange.lane(BASE)
     exchange.connected(lane, lambda _: None, 0.0)
-    session = exchange.connect(Peer())
+    session = exchange.connect(RecordingPeer(BASE))
     exchange.receive(session, canonical([b"PING"]))
     exchange.flush(0.0)
     exchange.lose(lane)
@@ -50,7 +30,7 @@ def test_large_requests_that_wait_for_a_connection_stop_the_reading() -> None:
     """Memory is bounded in bytes while nothing can be sent; who was stopped goes on once it has been."""
     exchange = Exchange(BASE, lambda _: None, Limits(hold_below=0))
     lane = exchange.lane(BASE)
-    peer = Peer()
+    peer = RecordingPeer(BASE)
     session = exchange.connect(peer)
     request = canonical([b"SET", b"k", b"x" * (UNSENT_LIMIT // 8)])
     for _ in range(9):

@@ -16,6 +16,7 @@ from coalesce.core.lane import Identity, Lane, Limits
 from coalesce.core.session import SessionState
 
 from . import twins
+from .fakes import RecordingPeer
 
 BASE = Identity(None, None, 0, 2)
 NO_LIMITS = Limits(lane=10**9, client=10**9)
@@ -110,31 +111,6 @@ class Outcome(NamedTuple):
     leased: bytes | None  # what a connection of its own would be given, with what was never read
 
 
-class Peer:
-    """Records. Reads as a real one does: not while it is told not to."""
-
-    def __init__(self) -> None:
-        self.written = b""
-        self.reading = True
-        self.closed = False
-        self.leased: bytes | None = None
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-    write_more = write
-
-    def read(self, wanted: bool) -> None:
-        self.reading = wanted
-
-    def close(self) -> None:
-        self.closed = True
-
-    def lease(self, identity: Identity, name: bytes, pending: bytes) -> None:
-        assert (identity, name) == (BASE, b"")
-        self.leased = pending
-
-
 def play(chunks: list[bytes], *, authenticated: bool) -> Outcome:
     """Gives the chunks to a real exchange, and answers what reaches the lane at the very end."""
     batches: list[bytes] = []
@@ -142,7 +118,7 @@ def play(chunks: list[bytes], *, authenticated: bool) -> Outcome:
     lane = exchange.lane(BASE)
     lane.authenticated = authenticated
     exchange.connected(lane, batches.append, 0.0)
-    peer = Peer()
+    peer = RecordingPeer(BASE)
     session = exchange.connect(peer)
     waiting = list(chunks)
     while waiting and peer.reading and not peer.closed and peer.leased is None:

@@ -1,0 +1,86 @@
+"""The shell's synchronous half, on socket pairs and with a poller that the test drives: no trio, no upstream."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing, suppress
+
+from coalesce.core.exchange import Exchange
+from coalesce.core.lane import Identity
+from coalesce.core.session import SessionState
+from coalesce.downstream import Clients
+from coalesce.poller import READABLE, Poller
+
+BASE = Identity(None, None, 0, 2)
+LARGE = 4 * 1024 * 1024
+
+
+def no_lease(*arguments: object) -> None:
+    raise AssertionError(arguments)
+
+
+def test_a_client_that_is_over_is_not_read_from_while_its_outbox_lasts() -> None:
+    """Its upstream was lost while replies waited for it: what it still sends must not pile up, nor its end spin."""
+    exchange = Exchange(BASE, lambda _: None)
+    lane = exchange.lane(BASE)
+    exchange.connected(lane, lambda _: None, 0.0)
+    ours, theirs = socket.socketpair()
+    with closing(Poller()) as poller, theirs:
+        theirs.settimeout(5)
+        clients = Clients(exchange, poller, 10, 10 * LARGE, no_lease)
+        clients.welcome(ours)
+        (session,) = exchange.sessions
+        theirs.sendall(b"GET large\r\nPING\r\n")
+        poller.drain(exchange.flush)
+        reply = b"$%d\r\n%b\r\n" % (LARGE, bytes(LARGE))
+        exchange.replies(lane, reply, 0.0)
+        exchange.lose(lane)
+        assert session.state is SessionState.GONE
+        assert clients.shared == 1  # its outbox is not empty
+        theirs.sendall(b"PING\r\n" * 100)
+        poller.drain(exchange.flush)
+        assert session.reader is None
+        theirs.shutdown(socket.SHUT_WR)
+        received = bytearray()
+        with suppress(ConnectionResetError):  # a socket that is closed with something unread in it says so
+            while chunk := theirs.recv(1 << 20):
+                received += chunk
+                poller.drain(exchange.flush)
+        assert received == reply
+        assert clients.shared == 0
+
+
+class Closer:
+    """Closes another member's socket in the middle of a round, and adds a new one."""
+
+    def __init__(self, poller: Poller) -> None:
+        self.poller = poller
+        self.victim: socket.socket | None = None
+        self.added: list[socket.socket] = []
+        self.told = 0
+
+    def on_ready(self, flags: int) -> None:
+        assert flags & READABLE
+        self.told += 1
+        if self.victim is not None:
+            victim, self.victim = self.victim, None
+            self.poller.remove_and_close(victim)
+            self.added += socket.socketpair()
+            self.poller.add(self.added[0], self, READABLE)
+
+
+def test_a_descriptor_is_not_used_again_within_a_round() -> None:
+    """The second of two events of a round belongs to a socket that the first one closed."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    with closing(Poller()) as poller:
+        closer = Closer(poller)
+        for ours, theirs in pairs:
+            poller.add(ours, closer, READABLE)
+            theirs.send(b"x")
+        closer.victim = pairs[1][0]
+        number = closer.victim.fileno()
+        poller.drain(lambda _: None)
+        assert closer.added[0].fileno() != number
+        assert pairs[1][0].fileno() == -1, "closed at the end of the round"
+        for sock in [*closer.added, pairs[0][0], pairs[0][1], pairs[1][1]]:
+            sock.close()
