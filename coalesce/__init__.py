@@ -8,19 +8,22 @@ The picture
     c7  GET a  ---> Client  -->  Session(db 0) --+
     c8  GET b  ---> Client  -->  Session(db 0) --+--> Lane(db 0)  unsent | in flight ==== one connection ====> Redis
     c9  GET c  ---> Client  -->  Session(db 3) -----> Lane(db 3)  unsent | in flight ==== one connection ====>
-    c10 BLPOP  ---> Lease   =================================================== a connection of its own ====>
+    c10 BLPOP  ---> Client  -->  Session(db 0) -----> Lane, leased            ==== for this one alone ====>
+    c11 MONITOR --> Pin     ==================================================== for good =================>
 
 A **session** is a client's conversation. A **lane** is one shared upstream connection of one **identity**: credentials,
 database, protocol version. What the sessions of a lane ask for at about the same time leaves as one **batch**; the
-replies come back in the same order, and the lane's FIFO knows whose each one is. A session that needs state on its
-connection **leases** one of its own.
+replies come back in the same order, and the lane's FIFO knows whose each one is. A session that needs a connection of
+its own, because it blocks, is in a transaction or subscribes, is lent one: a **lease** is a lane with one session on
+it, and goes on to another once its state is known to be clean again. A **pin** is a lease for good.
 
 Two speeds
 ----------
 A task for each client costs more than twice the work itself. So clients that share lanes have none: all their sockets,
 and those of the lanes, are in one epoll, which a single trio task awaits, and everything that happens between two waits
-is a plain `def`, in which nothing interleaves. Leased clients are ordinary structured trio. One hand-off joins the two
-worlds (`Client.lease` to `Lease`), with the very socket and the bytes that were read and not forwarded.
+is a plain `def`, in which nothing interleaves. Leases are in the same epoll: lending one moves no socket. Pinned
+clients are ordinary structured trio, because what they receive may be endless, and wants backpressure. One hand-off
+joins the two worlds (`Client.pin` to `Pin`), with the very sockets and the bytes that were read and not forwarded.
 
 Batches clock themselves: what is ready leaves together, and on a short link the next batch waits while one is in
 flight. So load makes batches longer and nothing else does; a lone command leaves at once.
@@ -41,9 +44,11 @@ I10  A cancelled task never removes a FIFO entry nor cuts an upstream write shor
 Where to begin reading
 ----------------------
 The pure core, which knows no sockets, no clock and no trio: `core/lane.py` (the FIFO), `core/session.py` (one client's
-states), `core/exchange.py` (both together: routes, moves, losses), `core/resp.py` (where a request or a reply ends),
-`core/commands.py` (what each command needs), `core/errors.py` (every byte that we author).
+states), `core/exchange.py` (both together: routes, moves, losses), `core/commands.py` (what each command needs),
+`core/identity.py` (what a connection runs as), `core/lease.py` (connections that are lent), `core/stream.py` (replies
+that do not pair with requests), `core/wait.py`, `core/client_state.py`, `core/resp.py` (where a request or a reply
+ends), `core/errors.py` (every byte that we author).
 
 The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `upstream.py` (dial, handshake, reconnect),
-`lease.py`, `server.py` (the tree of tasks, signals, drain), `__main__.py` and `config.py`, `embedded.py`.
+`pin.py`, `server.py` (the tree of tasks, signals, drain), `__main__.py` and `config.py`, `embedded.py`.
 """

@@ -76,6 +76,7 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
 @_option("--max-clients", click.IntRange(min=1), "Clients at a time; one more is refused as Redis does.")
 @_option("--lane-limit", click.IntRange(min=1), "Requests owed on one upstream connection before clients must wait.")
 @_option("--client-limit", click.IntRange(min=1), "Requests owed to one client before it is not read from.")
+@_option("--max-leases", click.IntRange(min=1), "Connections lent to one client each, at a time.")
 @_option("--max-lanes", click.IntRange(min=1), "Shared upstream connections, one for each identity.")
 @_option("--outbox-limit", click.IntRange(min=1), "Bytes of replies kept for a client that does not read.")
 @_option("--upstream-wait", click.FloatRange(min=0), "Seconds that requests wait for a lost upstream.")

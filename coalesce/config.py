@@ -102,6 +102,9 @@ class Config:
     lane_limit: int = 10_000
     # Ten times what client libraries put in a pipeline; one client then holds a tenth of a lane at the most.
     client_limit: int = 1_024
+    # Connections lent to one client each, for a transaction or a blocking command, at a time. A tenth of the clients;
+    # Redis itself takes 10,000 connections in all, by default.
+    max_leases: int = 1_000
     # Identities that share connections. Applications have a handful; a client that makes up passwords, where Redis
     # takes any, would otherwise open a connection with each.
     max_lanes: int = 128

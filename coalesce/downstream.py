@@ -18,14 +18,14 @@ import trio
 
 from coalesce.config import TcpAddress, UnixAddress
 from coalesce.core.errors import MAX_CLIENTS
-from coalesce.poller import READABLE, WRITABLE
+from coalesce.poller import END_OF_INPUT, READABLE, WRITABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from coalesce.config import Address
     from coalesce.core.exchange import Exchange
-    from coalesce.core.lane import Identity
+    from coalesce.core.lane import Lane
     from coalesce.core.session import Session
     from coalesce.poller import Poller
 
@@ -48,11 +48,11 @@ _PAUSE = 0.1
 class Client:
     """A client that shares lanes: its socket, and the outbox of what the socket would not take.
 
-    Owns the socket until `lease` hands it on.
+    Owns the socket until `pin` hands it on.
     """
 
-    __slots__ = ("_clients", "_closing", "_flags", "_head_sent", "_outbox", "_outbox_size", "_reading", "_recv",
-                 "_send", "session", "sock")  # fmt: skip
+    __slots__ = ("_clients", "_closing", "_flags", "_head_sent", "_heeds_end", "_outbox", "_outbox_size", "_reading",
+                 "_recv", "_send", "session", "sock")  # fmt: skip
 
     def __init__(self, clients: Clients, sock: socket.socket) -> None:
         self._clients = clients
@@ -64,6 +64,7 @@ class Client:
         self._head_sent = 0  # bytes of its first piece
         self._closing = False
         self._reading = True
+        self._heeds_end = False
         self._flags = READABLE
         clients.poller.add(sock, self, READABLE)
         self.session: Session = clients.exchange.connect(self)
@@ -86,9 +87,11 @@ class Client:
                 self._clients.exchange.receive(session, data)
             else:
                 self._clients.exchange.end_of_input(session)
-        elif flags & ~(READABLE | WRITABLE):  # error or hang-up, and nothing to be read any more
+        elif flags & ~(READABLE | WRITABLE | END_OF_INPUT):  # error or hang-up, and nothing to be read any more
             self._break()
             return
+        elif flags & END_OF_INPUT & self._flags:
+            self._clients.exchange.end_of_input(self.session)
         if flags & WRITABLE:
             self._send_outbox()
 
@@ -120,19 +123,20 @@ class Client:
         else:
             self._keep(data)
 
-    def read(self, wanted: bool) -> None:
+    def read(self, wanted: bool, end: bool) -> None:
         self._reading = wanted
+        self._heeds_end = end
         self._watch()
 
     def close(self) -> None:
         if self._outbox is not None:
             self._closing = True
-            self._reading = False
+            self._reading = self._heeds_end = False
             self._watch()
         else:
             self._shut()
 
-    def lease(self, identity: Identity, name: bytes, pending: bytes) -> None:
+    def pin(self, lane: Lane, pending: bytes) -> None:
         """Leaves the poller. What is still in the outbox goes first."""
         sock = self.sock
         assert sock is not None
@@ -140,7 +144,7 @@ class Client:
         self.sock = None
         self._clients.forget(self)
         unsent = b"".join(self._outbox or ())[self._head_sent :]
-        self._clients.start_lease(sock, identity, name, pending, unsent)
+        self._clients.start_pin(sock, unsent, lane, pending)
 
     # --- own ---
 
@@ -193,7 +197,9 @@ class Client:
         """
         if self.sock is None:
             return
-        flags = READABLE if self._reading and self._outbox_size <= self._clients.outbox_limit // 2 else 0
+        flags = END_OF_INPUT if self._heeds_end else 0
+        if self._reading and self._outbox_size <= self._clients.outbox_limit // 2:
+            flags = READABLE
         if self._outbox is not None:
             flags |= WRITABLE
         if flags != self._flags:
@@ -214,8 +220,8 @@ class Client:
 
 
 class Clients:
-    """All clients: their listeners and their number. `start_lease` gets a client that needs a connection of its own,
-    with what it sent and what it was still to be sent.
+    """All clients: their listeners and their number. `start_pin` gets a client that keeps a connection of its own:
+    its socket, what it was still to be sent, the lane whose connection it is, and what that was still to be sent.
     """
 
     def __init__(
@@ -224,13 +230,13 @@ class Clients:
         poller: Poller,
         max_clients: int,
         outbox_limit: int,
-        start_lease: Callable[[socket.socket, Identity, bytes, bytes, bytes], None],
+        start_pin: Callable[[socket.socket, bytes, Lane, bytes], None],
     ) -> None:
         self.exchange = exchange
         self.poller = poller
         self.outbox_limit = outbox_limit
-        self.start_lease = start_lease
-        self.leased = 0  # counted by whoever runs the leases
+        self.start_pin = start_pin
+        self.pinned = 0  # counted by whoever runs them
         self.accepted = 0
         self.left = trio.lowlevel.ParkingLot()  # who waits here is woken when a client has left
         self._max_clients = max_clients
@@ -274,7 +280,7 @@ class Clients:
     def welcome(self, sock: socket.socket) -> None:
         """Takes a new client, or refuses it as Redis does."""
         sock.setblocking(False)
-        if len(self._shared) + self.leased >= self._max_clients:
+        if len(self._shared) + self.pinned >= self._max_clients:
             with suppress(OSError):
                 sock.send(MAX_CLIENTS)
             sock.close()

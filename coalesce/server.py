@@ -4,7 +4,8 @@ serve
 +- Poller.run            all shared sockets, clients' and lanes'
 +- keep                  one for each lane: dial, wait for its loss, dial again
 +- Clients.accept        one for each listener; ends first when draining
-+- Lease.run             one for each client with a connection of its own
++- Pin.run               one for each client with a connection of its own for good
++- expire                refuses those who wait for a lease for too long
 +- signals               here
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import secrets
 import signal
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,16 +23,17 @@ from typing import TYPE_CHECKING
 import trio
 
 from coalesce.core.errors import UpstreamError
-from coalesce.core.exchange import CONNECTION_NAME, Exchange
-from coalesce.core.lane import Identity, Lane, Limits
+from coalesce.core.exchange import Exchange, Totals
+from coalesce.core.identity import CONNECTION_NAME, Identity
+from coalesce.core.lane import Lane, Limits
 from coalesce.downstream import Clients, close_listener, open_listener
-from coalesce.lease import Lease
+from coalesce.pin import Pin
 from coalesce.poller import Poller
-from coalesce.upstream import Refused, dial, keep, reason
+from coalesce.upstream import Connection, Refused, dial, keep, reason
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from coalesce.config import Address, Config
 
@@ -38,6 +41,8 @@ log = logging.getLogger("coalesce")
 
 # Descriptors besides those of shared clients: upstream connections, leases, listeners.
 _SPARE_DESCRIPTORS = 1024
+# Seconds between two looks at who has waited for a lease for too long.
+_EXPIRE_EVERY = 0.25
 
 
 class StartError(Exception):
@@ -48,36 +53,42 @@ class StartError(Exception):
 class Summary:
     """What a run did. `clean`: everything owed was delivered."""
 
-    commands: int
-    batches: int
-    largest: int
+    shared: Totals
+    leased: Totals
     connections: int
     clean: bool
 
     def __str__(self) -> str:
-        mean = self.commands / self.batches if self.batches else 0
+        lanes, commands, batches, largest = self.shared
+        mean = commands / batches if batches else 0
         return (
-            f"served {self.commands} commands in {self.batches} batches (mean {mean:.1f}, largest {self.largest}), "
-            f"{self.connections} connections{'' if self.clean else '; the drain was cut short'}"
+            f"served {commands} commands in {batches} batches (mean {mean:.1f}, largest {largest}), "
+            f"{self.connections} connections, {lanes} lanes; "
+            f"{self.leased.commands} commands on {self.leased.lanes} leases"
+            f"{'' if self.clean else '; the drain was cut short'}"
         )
+
+
+def _secret() -> bytes:
+    return secrets.token_hex(16).encode()
 
 
 class Server:
     """One run. Everything it starts ends with `serve`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, secret: Callable[[], bytes] = _secret) -> None:
         self._config = config
         upstream = config.upstream
         self._poller = Poller()
         self._nursery: trio.Nursery | None = None
         self._new_lanes: list[Lane] = []
-        self._leases: set[Lease] = set()
+        self._pins: set[Pin] = set()
         self._draining = False
         base = Identity(upstream.username, upstream.password, upstream.database, 2)
-        limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.hold_below)
-        self._exchange = Exchange(base, self._open_lane, limits)
+        limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.max_leases, config.hold_below)
+        self._exchange = Exchange(base, self._open_lane, limits, secret)
         self._clients = Clients(
-            self._exchange, self._poller, allowed_clients(config.max_clients), config.outbox_limit, self._start_lease
+            self._exchange, self._poller, allowed_clients(config.max_clients), config.outbox_limit, self._start_pin
         )
 
     async def serve(self, task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED) -> Summary:
@@ -93,6 +104,7 @@ class Server:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._poller.run, self._exchange.flush)
+                nursery.start_soon(self._expire)
                 for lane in self._new_lanes:
                     self._open_lane(lane)
                 accepting = trio.CancelScope()
@@ -104,8 +116,8 @@ class Server:
                 clean = await self._drain(signals)
                 self._clients.close_all()
                 nursery.cancel_scope.cancel()
-        commands, batches, largest = self._exchange.totals()
-        return Summary(commands, batches, largest, self._clients.accepted, clean)
+        shared, leased = (self._exchange.totals(exclusive=exclusive) for exclusive in (False, True))
+        return Summary(shared, leased, self._clients.accepted, clean)
 
     async def _look_at_upstream(self) -> str:
         """Dials once before anything else: whoever starts coalesce wants to know at once when that can't work."""
@@ -149,33 +161,43 @@ class Server:
             self._nursery.start_soon(keep, lane, self._exchange, self._poller, self._config)
             self._poller.end_turn()
 
-    def _start_lease(self, sock: socket.socket, identity: Identity, name: bytes, pending: bytes, unsent: bytes) -> None:
+    def _start_pin(self, sock: socket.socket, unsent: bytes, lane: Lane, pending: bytes) -> None:
         assert self._nursery is not None
-        self._clients.leased += 1
+        assert isinstance(lane.link, Connection)
+        self._clients.pinned += 1
         self._poller.end_turn()
-        self._nursery.start_soon(self._run_lease, Lease(sock, identity, name, pending, unsent))
+        upstream, rest = lane.link.release()
+        self._nursery.start_soon(self._run_pin, Pin(sock, unsent, upstream, rest + pending))
 
-    async def _run_lease(self, lease: Lease) -> None:
-        self._leases.add(lease)
+    async def _run_pin(self, pin: Pin) -> None:
+        self._pins.add(pin)
         if self._draining:
-            lease.drain()
+            pin.drain()
         try:
             with self._poller.others_in_a_hurry():
-                await lease.run(self._config)
+                await pin.run()
         finally:
-            self._leases.discard(lease)
-            self._clients.leased -= 1
+            self._pins.discard(pin)
+            self._clients.pinned -= 1
             self._clients.left.unpark_all()
+            self._exchange.leases.unpin()
+            self._exchange.flush(perf_counter())
+
+    async def _expire(self) -> None:
+        while True:
+            await trio.sleep(_EXPIRE_EVERY)
+            self._exchange.expire(perf_counter(), self._config.upstream_wait)
+            self._exchange.flush(perf_counter())
 
     async def _drain(self, signals: AsyncIterator[int]) -> bool:
         """Finishes what is owed. False when the deadline or a second signal came first."""
-        log.info("draining: %d clients, %d with a connection of their own", self._clients.shared, len(self._leases))
+        log.info("draining: %d clients, %d with a connection of their own", self._clients.shared, len(self._pins))
         self._draining = True
         self._clients.read_last()
         self._exchange.drain()
         self._exchange.flush(perf_counter())
-        for lease in list(self._leases):
-            lease.drain()
+        for pin in list(self._pins):
+            pin.drain()
         finished = False
         async with trio.open_nursery() as nursery:
 
@@ -185,7 +207,7 @@ class Server:
 
             nursery.start_soon(stop_on_signal)
             with trio.move_on_after(self._config.drain_timeout):
-                while self._clients.shared or self._clients.leased:
+                while self._clients.shared or self._clients.pinned:
                     await self._clients.left.park()
                 finished = True
             nursery.cancel_scope.cancel()

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from coalesce.config import UnixAddress
-from coalesce.core.errors import UpstreamError
-from coalesce.core.exchange import CONNECTION_NAME
+from coalesce.core.errors import UpstreamError, unavailable
+from coalesce.core.identity import CONNECTION_NAME
 from coalesce.core.lane import LaneState
-from coalesce.core.resp import BULK_LIMIT, CRLF, pack, reply_end
+from coalesce.core.resp import CRLF, pack, reply_end
 from coalesce.poller import READABLE, WRITABLE
 
 if TYPE_CHECKING:
     from coalesce.config import Address, Config
     from coalesce.core.exchange import Exchange
-    from coalesce.core.lane import Identity, Lane
+    from coalesce.core.identity import Identity
+    from coalesce.core.lane import Lane
     from coalesce.poller import Poller
 
 log = logging.getLogger("coalesce")
@@ -60,12 +61,16 @@ class Dialled(NamedTuple):
     sock: socket.socket
     round_trip: float  # seconds
     authenticated: bool
-    bulk_limit: int  # bytes
-    software: str  # "Redis 7.0.15"
+    version: tuple[int, ...] | None  # None: it does not say, or not yet
+    software: str  # "redis 7.0.15"
+    bulk_limit: int | None  # bytes; None: not asked, or it does not say
 
 
-async def dial(address: Address, identity: Identity, name: bytes) -> Dialled:
+async def dial(address: Address, identity: Identity, name: bytes, *, ask: bool = False) -> Dialled:
     """Connects and makes the connection run as `identity`. The caller owns the socket, which does not block.
+
+    With `ask`, also asks for the upstream's limit. Nothing else is done that a user may be forbidden: each refusal
+    would be in the upstream's ACL LOG.
 
     Raises OSError when the upstream can't be reached or hangs up, Refused when it says no, UpstreamError when it does
     not talk RESP. Has no deadline of its own.
@@ -75,7 +80,7 @@ async def dial(address: Address, identity: Identity, name: bytes) -> Dialled:
     else:
         stream = await trio.open_tcp_stream(address.host, address.port)
     try:
-        return await _shake_hands(stream, identity, name)
+        return await _shake_hands(stream, identity, name, ask=ask)
     except BaseException:
         stream.socket.close()
         raise
@@ -94,6 +99,7 @@ async def dial_patiently(config: Config, identity: Identity, name: bytes) -> Dia
             why = "no answer to the attempt to connect"
         except (OSError, UpstreamError) as problem:
             why = reason(problem)
+        log.warning("can't connect to %s for one client: %s", config.upstream.address, why)
         pause = _pause(attempt)
         if trio.current_time() + pause > patience_ends:
             raise UnavailableError(why)
@@ -105,35 +111,29 @@ def _pause(attempt: int) -> float:
     return attempt and min(_FIRST_BACKOFF * 2.0 ** (attempt - 1), _LAST_BACKOFF) * random.uniform(0.5, 1)  # noqa: S311 (no secret)
 
 
-async def _shake_hands(stream: trio.SocketStream, identity: Identity, name: bytes) -> Dialled:
-    """The identity's requests, in one write, and then questions whose answers may well be errors."""
+async def _shake_hands(stream: trio.SocketStream, identity: Identity, name: bytes, *, ask: bool) -> Dialled:
+    """The identity's requests, and questions whose answers may be errors, in one write."""
+    hello = [b"HELLO", b"%d" % identity.protocol, *([b"SETNAME", name] if name else [])]
     become = []
     if identity.password is not None:
         who = [] if identity.username is None else [identity.username]
         become.append([b"AUTH", *who, identity.password])
-    if identity.protocol == 3:
-        become.append([b"HELLO", b"3"])
     if identity.database:
         become.append([b"SELECT", b"%d" % identity.database])
-    ask = [
-        [b"CLIENT", b"SETNAME", name],
-        [b"CONFIG", b"GET", b"proto-max-bulk-len"],
-        [b"INFO", b"server"],
-        [b"PING"],
-    ]
+    if identity.protocol == 3:
+        become.append(hello)
+    questions = [hello] if identity.protocol == 2 else []
+    if ask:
+        questions.append([b"CONFIG", b"GET", b"proto-max-bulk-len"])
     start = perf_counter()
     try:
-        await stream.send_all(b"".join(pack(request) for request in become + ask))
-        replies = await _read_replies(stream, len(become) + len(ask))
+        await stream.send_all(b"".join(pack(request) for request in become + questions))
+        replies = await _read_replies(stream, len(become) + len(questions))
     except trio.BrokenResourceError as problem:
         raise ConnectionError(f"connection lost in the handshake: {problem.__cause__ or problem}") from problem
     round_trip = perf_counter() - start
-    for reply in replies[: len(become)]:
-        if reply.partition(b" ")[0] in _TRANSIENT:
-            raise UpstreamError(reply[1:].strip().decode("latin-1"))
-        if reply.startswith(b"-"):
-            raise Refused(reply)
-    _, limit, info, ping = replies[len(become) :]
+    _check(replies, len(become))
+    greeting = replies[-1 - ask]
     sock = socket.socket(fileno=stream.socket.detach())
     sock.setblocking(False)
     if sock.family != socket.AF_UNIX:
@@ -143,13 +143,24 @@ async def _shake_hands(stream: trio.SocketStream, identity: Identity, name: byte
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+    server, version = _greeted(greeting)
     return Dialled(
         sock,
         round_trip,
-        authenticated=not ping.startswith(b"-NOAUTH"),
-        bulk_limit=_bulk_limit(limit),
-        software=_software(info),
+        authenticated=not greeting.startswith(b"-NOAUTH"),
+        version=tuple(map(int, version.split("."))) if version else None,
+        software=f"{server} {version}" if version else "version unknown",
+        bulk_limit=_bulk_limit(replies[-1]) if ask else None,
     )
+
+
+def _check(replies: list[bytes], become: int) -> None:
+    """Raises Refused for an error among the first `become`, UpstreamError where a later attempt may fare better."""
+    for number, reply in enumerate(replies):
+        if reply.startswith(_FULL) or (number < become and reply.partition(b" ")[0] in _TRANSIENT):
+            raise UpstreamError(reply[1:].strip().decode("latin-1"))
+        if number < become and reply.startswith(b"-"):
+            raise Refused(reply)
 
 
 async def _read_replies(stream: trio.SocketStream, count: int) -> list[bytes]:
@@ -172,22 +183,24 @@ async def _read_replies(stream: trio.SocketStream, count: int) -> list[bytes]:
 
 # What an upstream says that could soon say something else. (A client that connected now would be told the same, and
 # would try again.)
+_FULL = b"-ERR max number of clients reached"
 _TRANSIENT = {b"-BUSY", b"-LOADING", b"-MASTERDOWN", b"-TRYAGAIN"}
 
 
-def _bulk_limit(reply: bytes) -> int:
-    """From the reply to CONFIG GET, an array or a map of one pair. Redis's default where it may not be asked."""
+# To AUTH with a password alone, since 6.0.
+_NO_PASSWORD_WANTED = b"-ERR AUTH <password> called without any password configured"
+
+
+def _bulk_limit(reply: bytes) -> int | None:
+    """From the reply to CONFIG GET, an array or a map of one pair."""
     lines = reply.split(CRLF)
-    return int(lines[4]) if len(lines) == 6 and re.fullmatch(rb"[0-9]{1,18}", lines[4]) else BULK_LIMIT
+    return int(lines[4]) if len(lines) == 6 and re.fullmatch(rb"[0-9]{1,18}", lines[4]) else None
 
 
-def _software(info: bytes) -> str:
-    """From the reply to INFO server. Valkey states its own version beside that of the Redis it is compatible with."""
-    for name, field in (("Valkey", rb"valkey_version:(\S+)"), ("Redis", rb"redis_version:(\S+)")):
-        found = re.search(field, info)
-        if found:
-            return f"{name} {found[1].decode('latin-1')}"
-    return "version unknown"
+def _greeted(reply: bytes) -> tuple[str, str]:
+    """The server's name and version, from the reply to HELLO; empty where it says neither."""
+    found = re.search(rb"\r\nserver\r\n\$\d+\r\n(\w+)\r\n\$7\r\nversion\r\n\$\d+\r\n(\d+(?:\.\d+)*)\r\n", reply)
+    return (found[1].decode("latin-1"), found[2].decode("latin-1")) if found else ("", "")
 
 
 class Connection:
@@ -268,25 +281,45 @@ class Connection:
         self._poller.end_turn()
         self._exchange.lose(self._lane)
 
+    def hang_up(self) -> None:
+        """Closes, whatever is owed."""
+        self.lose("")
+
+    def report(self) -> bool:
+        """Says why the connection was lost; whether another is to take its place."""
+        if self.why:
+            log.warning("lane u%d: connection lost: %s", self._lane.number, self.why)
+        return bool(self.why) and not self._lane.exclusive
+
+    def release(self) -> tuple[socket.socket, bytes]:
+        """Hands the socket on, and what it did not take yet. The lane is over."""
+        self._poller.remove(self._sock)
+        self.lost.set()
+        return self._sock, bytes(self._rest or b"")
+
     def close(self) -> None:
         self._poller.remove_and_close(self._sock)
 
 
 async def keep(lane: Lane, exchange: Exchange, poller: Poller, config: Config) -> None:
     """Keeps a lane connected, until its identity is refused or nobody rides it any more."""
+    if lane.exclusive:
+        await _keep_lease(lane, exchange, poller, config)
+        return
     patience_ends = trio.current_time() + config.upstream_wait
     attempt = 0
     while True:
+        # An upstream that wants AUTH can be asked for its limit only by those who have it.
+        ask = lane.identity == exchange.base or not exchange.lane(exchange.base).authenticated
         try:
-            hurry = (
-                attempt > 0 and lane.state is LaneState.DIALLING
-            )  # requests wait; the first has its time all the same
+            # Requests wait; the first attempt has its time all the same.
+            hurry = attempt > 0 and lane.state is LaneState.DIALLING
             ends = trio.current_time() + config.connect_timeout
             with (
                 trio.fail_at(max(trio.current_time(), min(ends, patience_ends)) if hurry else ends),
                 poller.others_in_a_hurry(),
             ):
-                dialled = await dial(config.upstream.address, lane.identity, CONNECTION_NAME)
+                dialled = await dial(config.upstream.address, lane.identity, CONNECTION_NAME, ask=ask)
         except Refused as refusal:
             if lane.identity != exchange.base:
                 log.debug("lane u%d: refused: %s", lane.number, refusal)
@@ -315,6 +348,35 @@ async def keep(lane: Lane, exchange: Exchange, poller: Poller, config: Config) -
             return
 
 
+async def _keep_lease(lane: Lane, exchange: Exchange, poller: Poller, config: Config) -> None:
+    """A leased connection: dialled once, for somebody who waits, and kept until it is lost or nobody borrows it."""
+    try:
+        with poller.others_in_a_hurry():
+            dialled = await _dial_again(config, lane.identity)
+    except Refused as refusal:
+        reply = refusal.reply
+    except UnavailableError as problem:
+        reply = unavailable(str(problem))
+    else:
+        await _attend(lane, exchange, poller, dialled)
+        return
+    exchange.lease_failed(lane, reply)
+    exchange.flush(perf_counter())
+
+
+async def _dial_again(config: Config, identity: Identity) -> Dialled:
+    """A connection for a session that has long been let in. Raises as `dial_patiently`.
+
+    Where `AUTH password` has been taken since, and the default user wants none any more, whoever connects is that user.
+    """
+    try:
+        return await dial_patiently(config, identity, b"")
+    except Refused as refusal:
+        if identity.username is None and refusal.reply.startswith(_NO_PASSWORD_WANTED):
+            return await dial_patiently(config, identity._replace(password=None), b"")
+        raise
+
+
 async def _back_off(lane: Lane, exchange: Exchange, attempt: int, patience_ends: float, why: str) -> None:
     """Waits before the next attempt; requests that have waited for as long as they may are answered meanwhile."""
     wake = trio.current_time() + _pause(attempt)
@@ -328,17 +390,21 @@ async def _back_off(lane: Lane, exchange: Exchange, attempt: int, patience_ends:
 async def _attend(lane: Lane, exchange: Exchange, poller: Poller, dialled: Dialled) -> bool:
     """Lets a lane use its new connection until that is lost; False when nobody needs the lane any more."""
     lane.authenticated = dialled.authenticated
-    lane.bulk_limit = dialled.bulk_limit
+    if dialled.bulk_limit is not None:
+        exchange.bulk_limit = dialled.bulk_limit
+    lane.version = dialled.version
     connection = Connection(dialled.sock, lane, exchange, poller)
-    exchange.connected(lane, connection.send, dialled.round_trip)
+    exchange.connected(lane, connection, dialled.round_trip)
     exchange.flush(perf_counter())
     try:
         while True:
             with trio.move_on_after(_IDLE):
                 await connection.lost.wait()
-                log.warning("lane u%d: connection lost: %s", lane.number, connection.why)
-                return True
-            if not lane.sessions and not lane.owed and lane.identity != exchange.base:
+                return connection.report()
+            if lane.exclusive:
+                if exchange.lease_is_idle(lane):
+                    return False
+            elif not lane.sessions and not lane.owed and lane.identity != exchange.base:
                 exchange.retire(lane)
                 return False
     finally:

@@ -26,6 +26,7 @@ class Desync(UpstreamError):
 
 
 OK = b"+OK\r\n"
+PONG = b"+PONG\r\n"
 RESET = b"+RESET\r\n"
 NO_NAME_RESP2 = b"$-1\r\n"
 NO_NAME_RESP3 = b"_\r\n"
@@ -33,8 +34,17 @@ MAX_CLIENTS = b"-ERR max number of clients reached\r\n"
 NO_MAINT_NOTIFICATIONS = b"-ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try CLIENT HELP.\r\n"
 
 
+# The reply to WAIT and WAITAOF where the upstream's own would speak of another connection's writes: see wait.py.
+UNMARKED = b"-ERR coalesce: can't tell what has been replicated: the upstream refused SWAPDB 0 0\r\n"
+
+
 def bulk(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def no_lease(limit: int) -> bytes:
+    """The reply to a request that needs a connection of its own when all of them are lent, and stay so."""
+    return b"-ERR coalesce: all %d leases are taken (max-leases)\r\n" % limit
 
 
 def unavailable(reason: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Sessions x lanes: routes, moves, leases, departs, loses, drains. The facade that the shell and the tests drive.
+"""Sessions x lanes: routes, moves, departs, loses, drains. The facade that the shell and the tests drive.
 
 A request's way, and a reply's:
 
@@ -10,51 +10,82 @@ The usual request takes nothing but that way. Every other one goes through `_rec
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import coalesce.core.errors as replies
-from coalesce.core.commands import RIDES, Need, need_of
+from coalesce.core import wait
+from coalesce.core.client_state import Rewritten, shared_form
+from coalesce.core.commands import BLOCKING, RIDES, TRANSACTIONAL, Need, need_of
 from coalesce.core.errors import ClientError, unavailable
+from coalesce.core.identity import move_of
 from coalesce.core.lane import UNSENT_LIMIT, Lane, LaneState, Limits
-from coalesce.core.resp import ARRAY_HEADERS, CRLF, LargeRequestError, RequestReader, pack, pack_tuple
+from coalesce.core.lease import Lease, Leases, Witness
+from coalesce.core.resp import ARRAY_HEADERS, BULK_LIMIT, CRLF, LargeRequestError, RequestReader, pack, pack_tuple
 from coalesce.core.session import Session, SessionState
+from coalesce.core.stream import Subscriber, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from coalesce.core.lane import Identity
+    from coalesce.core.identity import Identity
+    from coalesce.core.lane import Caller, Link
     from coalesce.core.session import Peer
 
-# The name of our connections, in the upstream's CLIENT LIST.
-CONNECTION_NAME = b"coalesce"
+_MULTI = frozenset((b"MULTI", b"multi"))
+_EXEC = frozenset((b"EXEC", b"exec"))
+# What a session needs a connection of its own for, where it has none.
+_BORROWING = frozenset((Need.BORROW, Need.TRANSACTION, Need.ASKING, Need.SUBSCRIBE, Need.WAIT, Need.PIN))
 
-_DATABASE = re.compile(rb"0|[1-9][0-9]{0,8}")
-_NAME = re.compile(rb"[!-~]*")  # Redis: validateClientName
+_HOLDING = frozenset((SessionState.SETTLING, SessionState.BORROWING, SessionState.PINNING))
+_DEFAULTS = Limits()
+# Bytes of requests kept for a session that waits behind what may block. (Redis: client-query-buffer-limit, 1 GB.)
+HELD_LIMIT = 1024 * 1024
 
 
-class _Move(NamedTuple):
-    identity: Identity
-    name: bytes | None
-    request: bytes
+class Totals(NamedTuple):
+    """What lanes have carried."""
+
+    lanes: int = 0
+    commands: int = 0
+    batches: int = 0
+    largest: int = 0  # batch
+
+    def and_(self, lane: Lane) -> Totals:
+        """One lane more."""
+        return Totals(
+            self.lanes + 1,
+            self.commands + lane.commands,
+            self.batches + lane.batches,
+            max(self.largest, lane.largest),
+        )
 
 
 class Exchange:
     """All sessions and lanes of one upstream.
 
-    `open_lane` is called with each new lane and starts to connect it; `connected`, `replies`, `lose`, `fail` and
-    `refuse` tell what became of it.
+    `open_lane` is called with each new lane and starts to connect it; `connected`, `replies`, `lose`, `fail`, `refuse`
+    and `lease_failed` tell what became of it. `secret` gives what no client can guess.
     """
 
-    def __init__(self, base: Identity, open_lane: Callable[[Lane], None], limits: Limits = Limits()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        base: Identity,
+        open_lane: Callable[[Lane], None],
+        limits: Limits = _DEFAULTS,
+        secret: Callable[[], bytes] = lambda: b"secret",
+    ) -> None:
         self.base = base
         self.limits = limits
         self.lanes: dict[Identity, Lane] = {}
         self.dirty: list[Lane] = []  # the lanes with unsent requests
         self.draining = False
         self.swallowed = 0
+        self.leases = Leases(self, limits.leases)
+        self.now = 0.0  # of the last flush
+        self.bulk_limit = BULK_LIMIT  # of the upstream
+        self._secret = secret
         self._open_lane = open_lane
-        self._retired = [0, 0, 0]  # commands, batches, largest of lanes that are no more
+        self._retired = {False: Totals(), True: Totals()}  # of lanes that are no more: shared ones, leases
         self._numbers = 0
         self.lane(base)
 
@@ -62,26 +93,32 @@ class Exchange:
         """The lane of an identity, new if there was none."""
         lane = self.lanes.get(identity)
         if lane is None:
-            lane = self.lanes[identity] = Lane(self._numbers, identity, self.limits)
-            self._numbers += 1
-            self._open_lane(lane)
+            lane = self.lanes[identity] = self._new_lane(identity, exclusive=False)
+        return lane
+
+    def open_exclusive_lane(self, identity: Identity) -> Lane:
+        """A new lane for one session at a time: see lease.py."""
+        return self._new_lane(identity, exclusive=True)
+
+    def _new_lane(self, identity: Identity, *, exclusive: bool) -> Lane:
+        lane = Lane(self._numbers, identity, self.limits, exclusive=exclusive)
+        self._numbers += 1
+        self._open_lane(lane)
         return lane
 
     @property
     def sessions(self) -> Iterator[Session]:
-        """All that are neither leased nor gone."""
+        """All that are neither pinned nor gone."""
         for lane in list(self.lanes.values()):
             yield from list(lane.sessions)
 
-    def totals(self) -> tuple[int, int, int]:
-        """Commands, batches, and the largest batch, so far."""
-        lanes = self.lanes.values()
-        commands, batches, largest = self._retired
-        return (
-            commands + sum(lane.commands for lane in lanes),
-            batches + sum(lane.batches for lane in lanes),
-            max([largest, *(lane.largest for lane in lanes)]),
-        )
+    def totals(self, *, exclusive: bool) -> Totals:
+        """What leases have carried so far, or shared lanes."""
+        total = self._retired[exclusive]
+        lanes = self.leases.of if exclusive else self.lanes.values()
+        for lane in lanes:
+            total = total.and_(lane)
+        return total
 
     # --- clients ---
 
@@ -120,12 +157,15 @@ class Exchange:
             data = data[taken:]
         self._receive_slowly(session, data)
 
-    def _ride(self, session: Session, parts: list[bytes], data: bytes) -> int:
+    def _ride(self, session: Session, parts: list[bytes], data: bytes) -> int:  # noqa: C901 (hot: flat)
         """Puts the requests at the start of `data` (cut at its line ends: `parts`) on the session's lane.
 
-        Takes canonical requests of stateless commands, up to the first that is not; returns the bytes taken.
+        Takes canonical requests of stateless commands, up to the first that is not; returns the bytes taken. A whole
+        transaction of such commands is one of them: it is sent without anything between, and EXEC ends it whether it
+        is run, aborted or refused (Redis: `rejectCommand` discards it).
         """
-        packed = []
+        packed: list[bytes] = []
+        block = -1  # where a transaction begins whose end has not been seen
         at = 0
         last = len(parts) - 1
         while at < last:
@@ -136,10 +176,18 @@ class Exchange:
             if end > last:
                 break
             arguments = parts[at + 2 : end : 2]
-            if arguments[0] not in RIDES:
-                break
+            name = arguments[0]
+            if name not in RIDES:
+                if name in _MULTI and count == 1 and block < 0:
+                    block = len(packed)
+                elif name in _EXEC and count == 1 and block >= 0:
+                    block = -1
+                else:
+                    break
             packed.append(pack_tuple(tuple(arguments)))
             at = end
+        if block >= 0:
+            del packed[block:]
         requests = b"".join(packed)
         if not packed or not data.startswith(requests):
             return 0
@@ -156,7 +204,7 @@ class Exchange:
     def _receive_slowly(self, session: Session, data: bytes) -> None:
         reader = session.reader
         if reader is None:
-            reader = session.reader = RequestReader(session.lane.bulk_limit)
+            reader = session.reader = RequestReader(self.bulk_limit)
             reader.feed(data)
         else:
             # One request was cut in two. Behind it the quick way is open again, tried once a chunk.
@@ -165,27 +213,31 @@ class Exchange:
             if session.state is SessionState.FLOWING and session.lane.authenticated:
                 rest = reader.take() if not reader.in_request else b""
                 reader.feed(rest[self._ride(session, rest.split(CRLF), rest) :])
-        self._advance(session)
+        if session.state in _HOLDING and reader.held > HELD_LIMIT:
+            self._throttle(session)
+        self.advance(session)
 
-    def _advance(self, session: Session) -> None:
-        """Dispatches the requests that have been read, as long as the session flows."""
+    def advance(self, session: Session) -> None:
+        """Dispatches the requests that have been read, as long as the session is read from."""
         reader = session.reader
         if reader is not None:
             self._take_requests(session, reader, None)
+        if reader is not None and reader.empty and session.reader is reader:
+            session.reader = None
         if session.state is SessionState.FLOWING:
-            if reader is not None and reader.empty:
-                session.reader = None
             session.rewire()
             if self.draining:
                 self._end(session, b"")
+        if session.ended:
+            self._look_at_end(session)
 
     def _take_requests(self, session: Session, reader: RequestReader, most: int | None) -> None:
         taken = 0
-        while session.state is SessionState.FLOWING and taken != most:
+        while session.state in {SessionState.FLOWING, SessionState.LEASED} and taken != most:
             try:
                 arguments = reader.next_request(session.lane.authenticated)
             except ClientError as problem:
-                self._end(session, problem.reply)
+                self._last_words(session, problem.reply)
                 return
             except LargeRequestError:
                 self._settle(session, [])  # what the reader holds starts with it
@@ -198,11 +250,19 @@ class Exchange:
                 self._throttle(session)
 
     def _dispatch(self, session: Session, arguments: list[bytes]) -> None:
-        match need_of(arguments):
+        need = need_of(arguments)
+        if session.lease is not None:
+            self._dispatch_leased(session, session.lease, arguments, need)
+            return
+        match need:
             case Need.RIDE:
-                self._enqueue(session.lane, pack(arguments), session)
+                self.enqueue(session.lane, pack(arguments), session)
             case Need.CLIENT_STATE:
-                self._dispatch_client_state(session, arguments)
+                form = shared_form(session, arguments)
+                if form is None:
+                    self.enqueue(session.lane, pack(arguments), session)
+                else:
+                    self.enqueue(session.lane, pack(form.arguments), Rewritten(session, form.rewrite))
             case Need.QUIT:
                 self._end(session, replies.OK)
             case Need.CLOSE if session.lane.authenticated:
@@ -210,35 +270,37 @@ class Exchange:
             case _:  # (before AUTH, versions differ in what they say to RESET and POST: each says it itself)
                 self._settle(session, arguments)
 
-    def _enqueue(self, lane: Lane, request: bytes, caller: Session | Rewritten | Moving) -> None:
+    def _dispatch_leased(self, session: Session, lease: Lease, arguments: list[bytes], need: Need) -> None:
+        name = arguments[0].upper()
+        blocks = _blocks(arguments)
+        if lease.stream is not None:
+            if need in {Need.RIDE, Need.BORROW, Need.SUBSCRIBE} and not blocks:
+                self.send(lease.lane, pack(arguments))
+            else:
+                self._settle(session, arguments)
+        elif need in {Need.RIDE, Need.BORROW, Need.TRANSACTION, Need.ASKING}:
+            lease.asking = need is Need.ASKING
+            witness = Witness(session, lease, name) if blocks or name in TRANSACTIONAL else session
+            self.enqueue(lease.lane, pack(arguments), witness)
+        elif need is Need.WAIT and not session.owed and not lease.in_transaction:
+            for request, caller in wait.requests(session, lease, arguments):
+                self.enqueue(lease.lane, request, caller)
+        elif need is Need.QUIT:
+            self._end(session, replies.OK)
+        else:
+            self._settle(session, arguments)
+
+    def enqueue(self, lane: Lane, request: bytes, caller: Caller) -> None:
+        """The request leaves with the next flush (I2)."""
         if not lane.unsent:
             self.dirty.append(lane)
         lane.enqueue(request, caller)
 
-    def _dispatch_client_state(self, session: Session, arguments: list[bytes]) -> None:
-        """What the upstream holds for a connection, we hold for a session.
-
-        The upstream is asked all the same, in a form that changes nothing for others: so the reply keeps its place
-        among the others, and it is the upstream that refuses what this user may not do.
-        """
-        subcommand = arguments[1].upper()
-        request = arguments
-        rewrite: Callable[[bytes], bytes] | None = None
-        if subcommand == b"SETNAME" and len(arguments) == 3 and _NAME.fullmatch(arguments[2]):
-            request = [*arguments[:2], CONNECTION_NAME]
-            rewrite = _Renaming(session, arguments[2])
-        elif subcommand == b"GETNAME" and len(arguments) == 2:
-            rewrite = _Naming(session)
-        elif subcommand == b"MAINT_NOTIFICATIONS":
-            # Where it is known, it would send pushes down the lane. Saying no is what servers without it do.
-            request = [*arguments[:2], b"OFF"]
-            rewrite = _refuse_notifications
-        lane = session.lane
-        if rewrite is None:  # a wrong form, which the upstream refuses
-            self._enqueue(lane, pack(request), session)
-        else:
-            session.owed += 1
-            self._enqueue(lane, pack(request), Rewritten(session, rewrite))
+    def send(self, lane: Lane, request: bytes) -> None:
+        """The same on a lane that has a stream in place of its FIFO."""
+        if not lane.unsent:
+            self.dirty.append(lane)
+        lane.unsent.append(request)
 
     def answered(self, session: Session) -> None:
         """A session whose replies are looked at was given one."""
@@ -246,15 +308,19 @@ class Exchange:
             self._resume(session)
         if session.owed:
             return
-        if session.state is SessionState.SETTLING:
+        if session.state in {SessionState.LEASED, SessionState.PINNING}:
+            if session.lease is not None and session.lease.clean:
+                self._flow_again(session)
+                self.advance(session)
+        elif session.state is SessionState.SETTLING:
             self._settled(session)
-            self._advance(session)
+            self.advance(session)
         elif session.state is SessionState.ENDING:
             self._close(session)
 
     def _throttle(self, session: Session) -> None:
         """Stops reading from a session. What has been read of it already, a chunk at the most, still takes its way."""
-        if session.throttled or session.state is not SessionState.FLOWING:
+        if session.throttled or not session.reading:
             return
         session.throttled = True
         session.lane.waiting.add(session)
@@ -266,10 +332,34 @@ class Exchange:
         session.rewire()
 
     def end_of_input(self, session: Session) -> None:
-        """The client sends no more, and may still read: it gets what it is owed, then the connection closes."""
-        if session.state is not SessionState.FLOWING:
-            return  # it is not being read from: the end will still be there when it is
-        self._end(session, b"")
+        """The client sends no more, and may still read: it gets what it is owed, then the connection closes.
+
+        What blocks is given up at once, as Redis does: or an element would be popped for nobody.
+        """
+        lease = session.lease
+        if (lease is not None and lease.blocking) or _blocks(session.waiting):
+            self.depart(session)
+        elif session.reading:  # otherwise the end will still be there when it is read from
+            session.ended = True
+            session.rewire()
+            self._look_at_end(session)
+
+    def _look_at_end(self, session: Session) -> None:
+        """What becomes of a session whose client sends no more, once nothing of what it sent is left."""
+        stream = session.lease.stream if session.lease is not None else None
+        if session.state is SessionState.LEASED and isinstance(stream, Subscriber) and stream.waits:
+            self._settle(session, None)  # a reply to a request of ours is still to come
+        elif session.state in {SessionState.LEASED, SessionState.PINNING} and stream is not None:
+            self._pin(session, None)  # the upstream is told that it ends, and decides
+        elif session.state in {SessionState.FLOWING, SessionState.LEASED}:
+            self._end(session, b"")
+
+    def _last_words(self, session: Session, reply: bytes) -> None:
+        """As `_end`, behind what a stream still has to bring: then the upstream reads the same, and says it itself."""
+        if session.lease is not None and session.lease.stream is not None:
+            self._settle(session, [])
+        else:
+            self._end(session, reply)
 
     def _end(self, session: Session, last_words: bytes) -> None:
         session.last_words = last_words
@@ -284,13 +374,17 @@ class Exchange:
 
     def depart(self, session: Session) -> None:
         """The session is over. What it is still owed will be swallowed, its places in FIFOs stay (I4)."""
-        if session.state in {SessionState.GONE, SessionState.LEASED}:
+        if session.state in {SessionState.GONE, SessionState.PINNED}:
             return
-        session.lane.sessions.discard(session)
         session.lane.waiting.discard(session)
         session.become(SessionState.GONE)
         session.reader = None
         session.peer.close()
+        home = self.lanes.get(session.lane.identity)
+        if home is not None:
+            home.sessions.discard(session)
+        if session.lease is not None:
+            self.leases.give_back(session)
 
     def swallow(self, data: bytes) -> None:
         """Takes the place of `Session.write` once the client has left."""
@@ -299,33 +393,71 @@ class Exchange:
 
     # --- a session moves: to another lane, or to a connection of its own ---
 
-    def _settle(self, session: Session, arguments: list[bytes]) -> None:
-        """The request waits until nothing is owed (I6): a session has unanswered requests on one connection only."""
+    def _settle(self, session: Session, arguments: list[bytes] | None) -> None:
+        """The request waits until nothing is owed (I6): a session has unanswered requests on one connection only.
+
+        An empty one: what the reader holds, which no shared connection may see. None: there is no request, only the
+        question whether the lease is needed any longer.
+        """
         session.waiting = arguments
         session.become(SessionState.SETTLING)
+        lease = session.lease
+        if lease is not None and isinstance(lease.stream, Subscriber):
+            lease.stream.ask()
         if not session.owed:
             self._settled(session)
 
     def _settled(self, session: Session) -> None:
-        arguments = session.waiting or []
-        session.waiting = None
-        need = need_of(arguments) if arguments else Need.LEASE
-        if need is Need.RESET and len(arguments) == 1 and session.lane.authenticated:
-            session.name = b""
-            self._ride_on(session, self.lane(self.base))
-            session.become(SessionState.FLOWING)
-            session.peer.write(replies.RESET)  # last, as the client may turn out to have left
+        arguments, session.waiting = session.waiting, None
+        lease = session.lease
+        if lease is not None and arguments is None and not lease.clean:
+            session.become(SessionState.LEASED)
             return
-        move = _move_of(session.lane, arguments) if need is Need.IDENTITY else None
+        need = need_of(arguments) if arguments else Need.PIN
+        if lease is not None and lease.clean:
+            self._flow_again(session)
+            if arguments:
+                self._dispatch(session, arguments)
+            elif arguments is not None:
+                self._settle(session, arguments)
+        elif need is Need.RESET and len(arguments or ()) == 1 and session.lane.authenticated:
+            self._reset(session)
+        elif lease is not None and need is Need.WAIT and lease.stream is None and not lease.in_transaction:
+            session.become(SessionState.LEASED)
+            self._dispatch_leased(session, lease, arguments or [], need)
+        elif lease is not None:
+            self._pin(session, arguments)  # in a transaction: what it means is only known when that has ended
+        elif need in _BORROWING:
+            self._borrow(session, arguments or [])
+        else:
+            self._move(session, arguments or [], need)
+
+    def _reset(self, session: Session) -> None:
+        if session.lease is not None:
+            self._leave_lease(session)
+        session.name = b""
+        self._ride_on(session, self.lane(self.base))
+        session.become(SessionState.FLOWING)
+        session.peer.write(replies.RESET)  # last, as the client may turn out to have left
+
+    def _move(self, session: Session, arguments: list[bytes], need: Need) -> None:
+        move = None
+        if need is Need.IDENTITY:
+            move = move_of(session.lane.identity, session.lane.authenticated, arguments)
         if move is not None and move.identity not in self.lanes and len(self.lanes) >= self.limits.lanes:
             move = None  # the upstream has other clients too
         if move is None:
-            self._lease(session, arguments)
+            self._borrow(session, arguments)
             return
         lane = self.lane(move.identity)
         session.become(SessionState.MOVING)
-        session.owed += 1
-        self._enqueue(lane, move.request, Moving(self, session, lane, move.name))
+        caller = Moving(self, session, lane, move.name)
+        if move.authenticates:
+            if not lane.has_unsent:
+                self.dirty.append(lane)
+            lane.enqueue_first(move.request, caller)
+        else:
+            self.enqueue(lane, move.request, caller)
 
     def _ride_on(self, session: Session, lane: Lane) -> None:
         if session.throttled:
@@ -341,26 +473,119 @@ class Exchange:
         if lane is not None:
             self._ride_on(session, lane)
         session.become(SessionState.FLOWING)
-        self._advance(session)
+        self.advance(session)
 
-    def _lease(self, session: Session, arguments: list[bytes]) -> None:
-        reader, session.reader = session.reader, None
-        pending = (pack(arguments) if arguments else b"") + (reader.pending if reader else b"")
-        session.lane.sessions.discard(session)
-        session.lane.waiting.discard(session)
+    # --- connections of their own ---
+
+    def _borrow(self, session: Session, arguments: list[bytes]) -> None:
+        if self.draining:
+            self.depart(session)
+        else:
+            self.leases.borrow(session, arguments)
+
+    def lent(self, session: Session, lease: Lease, arguments: list[bytes]) -> None:
+        """A session has got a lease, connected and under its name; nothing is owed on it. Sends what it was for."""
+        if session.throttled:
+            self._resume(session)  # nothing is owed to it
+        session.lane = lease.lane  # (its home lane still counts it)
         session.become(SessionState.LEASED)
-        session.peer.lease(session.lane.identity, session.name, pending)
+        need = need_of(arguments) if arguments else None
+        if need is Need.IDENTITY and (arguments[0].upper() != b"HELLO" or len(arguments) == 2):
+            need = Need.PIN  # refused, these change nothing; HELLO with options may have done half of them
+        match need:
+            case Need.SUBSCRIBE:
+                lease.stream = Subscriber(self, session, self._secret)
+                lease.stream.open(pack(arguments))
+            case Need.PIN if not _has_no_reply(arguments):
+                lease.stream = Verdict(self, session)
+                session.owed += 1
+                session.become(SessionState.PINNING)
+                self.send(lease.lane, pack(arguments))
+            case Need.BORROW | Need.TRANSACTION | Need.ASKING | Need.WAIT:
+                self._dispatch_leased(session, lease, arguments, need)
+            case _:
+                self._pin(session, arguments)
+                return
+        self.advance(session)  # what it sent behind may have been read already
+
+    def unsubscribed(self, session: Session) -> None:
+        """A subscriber is subscribed to nothing, as far as can be seen: is its lease needed any longer?"""
+        if session.state is SessionState.LEASED:
+            self._settle(session, None)
+
+    def accepted(self, session: Session) -> None:
+        """The upstream took the request that pins, or one whose end can't be told."""
+        if session.state is not SessionState.GONE:
+            arguments, session.waiting = session.waiting, None
+            self._pin(session, arguments)
+
+    def _pin(self, session: Session, arguments: list[bytes] | None) -> None:
+        """The session's lease is its own for good, and the client leaves the core with it."""
+        lease = session.lease
+        assert lease is not None
+        lane = lease.lane
+        rest = lease.stream.rest() if lease.stream is not None else b""
+        if rest:
+            session.peer.write(rest)
+            if session.lease is None:
+                return  # the client turned out to have left
+        session.lease = None
+        reader, session.reader = session.reader, None
+        unsent = b"".join(lane.unsent)
+        lane.drop_unsent()
+        pending = unsent + (pack(arguments) if arguments else b"") + (reader.pending if reader else b"")
+        self.leases.pin(lease)
+        lane.become(LaneState.CLOSED)
+        self._count_out(lane)
+        lane.waiting.discard(session)
+        home = self.lanes.get(lane.identity)
+        if home is not None:
+            home.sessions.discard(session)
+        session.become(SessionState.PINNED)
+        session.peer.pin(lane, pending)
+
+    def _flow_again(self, session: Session) -> None:
+        """The session gives its lease back, and flows on the lane of its identity."""
+        self._leave_lease(session)
+        session.become(SessionState.FLOWING)
+
+    def _leave_lease(self, session: Session) -> None:
+        if session.throttled:
+            self._resume(session)
+        home = self.lane(session.lane.identity)
+        self.leases.give_back(session)
+        session.lane = home
+        home.sessions.add(session)
+
+    def lease_failed(self, lane: Lane, reply: bytes) -> None:
+        """A leased connection could not be dialled; the reply is for whoever needed it."""
+        self.leases.failed(lane, reply)
+
+    def lease_is_idle(self, lane: Lane) -> bool:
+        """Whether nobody has used a lease since the last call; then its connection is to be closed."""
+        if not self.leases.is_idle(lane):
+            return False
+        lane.become(LaneState.CLOSED)
+        self._count_out(lane)
+        return True
+
+    def expire(self, now: float, patience: float) -> None:
+        """Refuses the sessions that have waited for a lease for longer than `patience` seconds."""
+        self.leases.expire(now, patience)
 
     # --- upstream ---
 
-    def connected(self, lane: Lane, send: Callable[[bytes], None], round_trip: float) -> None:
+    def connected(self, lane: Lane, link: Link, round_trip: float) -> None:
         """A lane's connection stands: handshake done, nothing owed. `round_trip` in seconds, of the handshake."""
-        lane.connected(send, round_trip)
+        lane.connected(link, round_trip)
+        if lane.exclusive:
+            self.leases.connected(lane)
         for session in lane.sessions:
             session.rewire()
 
     def flush(self, now: float) -> None:
         """Lets every batch leave that may. To be called after each round of reading, before waiting."""
+        self.now = now
         held = []
         while self.dirty:
             lane = self.dirty.pop()
@@ -368,24 +593,33 @@ class Exchange:
                 # Whoever is answered may ask for more, here or elsewhere: then that lane is dirty again.
                 self._answer_unsent(lane, unavailable(lane.why_failing))
                 continue
-            if lane.callers and lane.send is not None and lane.may_flush(now):
+            if lane.has_unsent and lane.send is not None and lane.may_flush(now):
                 lane.send(lane.take_batch(now))
-            if lane.callers:
+            if lane.has_unsent:
                 held.append(lane)
             if lane.owed >= lane.limit or (lane.send is None and sum(map(len, lane.unsent)) > UNSENT_LIMIT):
                 lane.full = True
-        self.dirty = held
+        self.dirty = list(dict.fromkeys(held))
 
     def replies(self, lane: Lane, data: bytes, now: float) -> None:
         """Hands replies to their callers. Raises UpstreamError, after which the lane has to be lost."""
-        lane.receive(data, now)
+        stream = self.leases.of[lane].stream if lane.exclusive else None
+        if stream is not None:
+            stream.receive(data)
+        else:
+            lane.receive(data, now)
         if lane.full:
             self._relieve(lane)
 
     def lose(self, lane: Lane) -> None:
         """A lane's connection is gone. Clients with a request in flight on it go with it, all others stay."""
         lane.lose()
-        self._relieve(lane)
+        if lane.exclusive:
+            lane.become(LaneState.CLOSED)
+            self._count_out(lane)
+            self.leases.lost(lane)
+        else:
+            self._relieve(lane)
 
     def fail(self, lane: Lane, why: str) -> None:
         """A lane could not be connected for as long as requests may wait."""
@@ -411,8 +645,10 @@ class Exchange:
 
     def _forget(self, lane: Lane) -> None:
         del self.lanes[lane.identity]
-        commands, batches, largest = self._retired
-        self._retired = [commands + lane.commands, batches + lane.batches, max(largest, lane.largest)]
+        self._count_out(lane)
+
+    def _count_out(self, lane: Lane) -> None:
+        self._retired[lane.exclusive] = self._retired[lane.exclusive].and_(lane)
 
     def _answer_unsent(self, lane: Lane, reply: bytes) -> None:
         lane.answer_unsent(reply)
@@ -428,34 +664,28 @@ class Exchange:
                 self._resume(session)
 
     def drain(self) -> None:
-        """Every session ends as soon as it is owed nothing."""
+        """Every session ends as soon as it is owed nothing; what may go on for ever is ended."""
         self.draining = True
         for session in self.sessions:
-            if session.state is SessionState.FLOWING:
+            lease = session.lease
+            if session.state in {SessionState.BORROWING, SessionState.PINNING} or (
+                lease is not None and (lease.blocking or lease.stream is not None)
+            ):
+                self.depart(session)
+            elif session.reading:
                 self._end(session, b"")
 
 
-class Rewritten:
-    """A place in the FIFO for a request that was sent in another form: the reply is `rewrite(reply)`."""
+def _has_no_reply(arguments: list[bytes]) -> bool:
+    """CLIENT REPLY OFF and SKIP, REPLCONF ACK: there is no verdict to wait for."""
+    words = [argument.upper() for argument in arguments[:2]]
+    return words == [b"CLIENT", b"REPLY"] or words[0] == b"REPLCONF"
 
-    __slots__ = ("_parts", "_rewrite", "_session", "owed")
 
-    def __init__(self, session: Session, rewrite: Callable[[bytes], bytes]) -> None:
-        self._session = session
-        self._rewrite = rewrite
-        self._parts = b""
-        self.owed = 0
-
-    def write(self, data: bytes) -> None:
-        self._parts += data
-        if not self.owed:
-            self._session.owed -= 1
-            self._session.write(self._rewrite(self._parts))
-
-    write_more = write
-
-    def lost(self) -> None:
-        self._session.lost()
+def _blocks(arguments: list[bytes] | None) -> bool:
+    if not arguments:
+        return False
+    return arguments[0].upper() in BLOCKING and need_of(arguments) is not Need.RIDE
 
 
 class Moving:
@@ -470,6 +700,7 @@ class Moving:
         self._name = name
         self._said_yes = False
         self.owed = 0
+        session.owed += 1
 
     def write(self, data: bytes) -> None:
         self._said_yes = not data.startswith(b"-")
@@ -494,69 +725,3 @@ class Moving:
 
     def lost(self) -> None:
         self._session.lost()
-
-
-class _Renaming:
-    __slots__ = ("_name", "_session")
-
-    def __init__(self, session: Session, name: bytes) -> None:
-        self._session = session
-        self._name = name
-
-    def __call__(self, reply: bytes) -> bytes:
-        if reply == replies.OK:
-            self._session.name = self._name
-        return reply
-
-
-class _Naming:
-    __slots__ = ("_session",)
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def __call__(self, reply: bytes) -> bytes:
-        if reply.startswith(b"-"):
-            return reply
-        if self._session.name:
-            return replies.bulk(self._session.name)
-        return replies.NO_NAME_RESP3 if self._session.lane.identity.protocol == 3 else replies.NO_NAME_RESP2
-
-
-def _refuse_notifications(reply: bytes) -> bytes:
-    return reply if reply.startswith(b"-") else replies.NO_MAINT_NOTIFICATIONS
-
-
-def _move_of(lane: Lane, arguments: list[bytes]) -> _Move | None:  # noqa: PLR0911 (a form a case)
-    """Where AUTH, SELECT or HELLO would take a session; None for a form that is not known to the letter.
-
-    Such a form may change half of what it says (HELLO 3 SETNAME name AUTH user wrong does name the connection before
-    it is refused), so it gets a connection of its own to do it on.
-    """
-    identity = lane.identity
-    match [arguments[0].upper(), *arguments[1:]]:
-        case [b"SELECT", database] if _DATABASE.fullmatch(database):
-            return _Move(identity._replace(database=int(database)), None, pack(arguments))
-        case [b"AUTH", password]:
-            return _Move(identity._replace(username=None, password=password), None, pack(arguments))
-        case [b"AUTH", username, password]:
-            return _Move(identity._replace(username=username, password=password), None, pack(arguments))
-        case [b"HELLO", (b"2" | b"3") as protocol, *options]:
-            identity = identity._replace(protocol=int(protocol))
-            request = [arguments[0], protocol]
-            name = None
-            while options:
-                match [options[0].upper(), *options[1:]]:
-                    case [b"AUTH", username, password, *rest]:
-                        identity = identity._replace(username=username, password=password)
-                        request += options[:3]
-                    case [b"SETNAME", asked, *rest] if _NAME.fullmatch(asked) and not rest:
-                        name = asked
-                        request += [options[0], CONNECTION_NAME]
-                    case _:
-                        return None
-                options = rest
-            if name is not None and identity.password is None and not lane.authenticated:
-                return None  # refused for want of AUTH, and named all the same
-            return _Move(identity, name, pack(request))
-    return None

@@ -20,11 +20,12 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from coalesce.core.errors import Desync, UpstreamError
-from coalesce.core.resp import BULK_LIMIT, CRLF, SHORT_LENGTHS, skip_elements
+from coalesce.core.resp import CRLF, SHORT_LENGTHS, skip_elements, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from coalesce.core.identity import Identity
     from coalesce.core.session import Session
 
 # A batch of this many requests leaves even while another is in flight. Server CPU per command, measured: 0.55 us with
@@ -35,6 +36,10 @@ FULL_BATCH = 64
 HOLD_AT_MOST = 1e-3
 # Bytes of requests that may wait for a connection; from there on nobody is read, as when too many requests are owed.
 UNSENT_LIMIT = 64 * 1024 * 1024
+# Requests of a batch before AUTH, with nothing else in flight. An upstream closes a connection that has not
+# authenticated when its replies exceed the static reply buffer, which is 1 KiB after some idle seconds (Redis 7.0:
+# `clientsCronResizeOutputBuffer`, CVE-2025-21605); the longest -NOAUTH has 200 bytes.
+UNAUTHENTICATED_BATCH = 4
 # A reply of at least this size whose end has not arrived is passed on as it comes; a smaller one waits for its end,
 # which saves its caller a wake-up. Bytes.
 STREAM_FROM = 16 * 1024
@@ -58,25 +63,23 @@ class Caller(Protocol):
         """The upstream connection is gone with a request of this caller in flight on it."""
 
 
-class Identity(NamedTuple):
-    """What a connection runs as. Two sessions share a lane if and only if these are equal (promise 4)."""
+class Link(Protocol):
+    """A lane's upstream connection, as the core sees it. No method may raise."""
 
-    username: bytes | None  # None with a password: the old form, `AUTH password`
-    password: bytes | None  # None: never authenticated
-    database: int
-    protocol: int  # 2 or 3
+    def send(self, batch: bytes, /) -> None:
+        """Sends all of it. While it can't, the lane's `send` is None."""
 
-    def __repr__(self) -> str:
-        who = "-" if self.password is None else (self.username or b"default").decode("latin-1")
-        return f"<Identity {who} db={self.database} resp{self.protocol}>"
+    def hang_up(self) -> None:
+        """Closes at once. The lane has been lost afterwards."""
 
 
 class Limits(NamedTuple):
-    """Of an exchange and its lanes. The reasons for the first two are in `config.py`."""
+    """Of an exchange and its lanes. The reasons for all but the last are in `config.py`."""
 
     lane: int = 10_000  # requests owed on a lane from which on none of its sessions is read
     client: int = 1_024  # requests owed to a session from which on it is not read
     lanes: int = 128  # a session of one more identity gets a connection of its own
+    leases: int = 1_000  # connections lent to one session each
     # Seconds. Holding the next batch while one is in flight made batches 2.5 times longer at equal p50, and costs up to
     # a round trip. So it is done where that is about as short as a wake-up (loopback, same rack), and nowhere else.
     hold_below: float = 300e-6
@@ -102,22 +105,25 @@ _TRANSITIONS = {
 class Lane:
     """A FIFO over one upstream connection. `number` names it in logs and transcripts (`u0`)."""
 
-    def __init__(self, number: int, identity: Identity, limits: Limits) -> None:
+    def __init__(self, number: int, identity: Identity, limits: Limits, *, exclusive: bool = False) -> None:
         self.number = number
         self.identity = identity
         self.state = LaneState.DIALLING
         self.limit = limits.lane
-        self._hold_below = limits.hold_below
+        self.exclusive = exclusive  # for one session at a time: see lease.py
+        self._hold_below = 0 if exclusive else limits.hold_below
         self.full = False
         self.waiting: set[Session] = set()  # those not read for the while
         self.sessions: set[Session] = set()  # those that ride here
         # What the upstream told at the handshake.
         self.authenticated = True
-        self.bulk_limit = BULK_LIMIT
+        self.version: tuple[int, ...] | None = None  # of the Redis that it is or is compatible with; None: unknown
         # Unsent: the pieces of the next batch, and who waits for the replies, one entry a request.
         self.unsent: list[bytes] = []
         self.callers: list[Caller] = []
+        self.first: deque[tuple[bytes, Caller]] = deque()  # unsent, too: each waits for a batch that it can begin
         self.in_flight: deque[Caller] = deque()
+        self.link: Link | None = None  # None: not connected
         self.send: Callable[[bytes], None] | None = None  # None: not connected, or still busy with the last batch
         self.why_failing = "not connected yet"
         self._round_trip = 0.0  # shortest seen on this connection, seconds
@@ -139,7 +145,11 @@ class Lane:
 
     @property
     def owed(self) -> int:
-        return len(self.callers) + len(self.in_flight)
+        return len(self.callers) + len(self.first) + len(self.in_flight)
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self.unsent or self.first)
 
     def become(self, state: LaneState) -> None:
         if state not in _TRANSITIONS[self.state]:
@@ -152,18 +162,29 @@ class Lane:
         self.callers.append(caller)
         caller.owed += 1
 
+    def enqueue_first(self, request: bytes, caller: Caller) -> None:
+        """The request waits until nothing is in flight, and begins the next batch.
+
+        For AUTH: Redis from 7.2 on drops the reply to one that fails, if the connection still has others to be written
+        (redis/redis#15640). Behind it, every reply would be the neighbour's.
+        """
+        self.first.append((request, caller))
+        caller.owed += 1
+
     # --- connection ---
 
-    def connected(self, send: Callable[[bytes], None], round_trip: float) -> None:
+    def connected(self, link: Link, round_trip: float) -> None:
         """A connection of this identity stands, nothing is owed on it. `round_trip` as the handshake measured it."""
         self.become(LaneState.READY)
-        self.send = send
+        self.link = link
+        self.send = link.send
         self._round_trip = round_trip
         self._timing = False
 
     def lose(self) -> None:
         """The connection is gone. Whoever had a request in flight on it is told; unsent requests stay (I7)."""
         self.become(LaneState.DIALLING)
+        self.link = None
         self.send = None
         self._tail = b""
         self._outstanding = self._passing = 0
@@ -179,31 +200,45 @@ class Lane:
 
     def answer_unsent(self, reply: bytes) -> None:
         """Gives every unsent request this reply in place of the upstream's."""
-        callers, self.callers, self.unsent = self.callers, [], []
+        callers = [*(caller for _, caller in self.first), *self.callers]
+        self.drop_unsent()
         for caller in callers:
             caller.owed -= 1
             caller.write(reply)
+
+    def drop_unsent(self) -> None:
+        """Forgets the requests that never left, of callers that are no more."""
+        self.unsent = []
+        self.callers = []
+        self.first.clear()
 
     # --- requests ---
 
     def may_flush(self, now: float) -> bool:
         """Whether the next batch should leave, or grow while another is in flight. A lone request never waits."""
-        return (
-            not self.in_flight
-            or len(self.callers) >= FULL_BATCH
-            or self._round_trip >= self._hold_below
-            or now - self._left > HOLD_AT_MOST
+        if not self.in_flight:
+            return True
+        return (self.authenticated and not self.first) and (
+            len(self.callers) >= FULL_BATCH or self._round_trip >= self._hold_below or now - self._left > HOLD_AT_MOST
         )
 
     def take_batch(self, now: float) -> bytes:
-        """The bytes of all unsent requests, which are in flight from here on: a byte of them may leave (I7)."""
+        """The bytes of the unsent requests, which are in flight from here on: a byte of them may leave (I7)."""
         callers = self.callers
-        count = len(callers)
         unsent = self.unsent
-        batch = unsent[0] if len(unsent) == 1 else b"".join(unsent)
-        self.in_flight.extend(callers)
         self.unsent = []
         self.callers = []
+        if callers and not self.authenticated:
+            if len(unsent) != len(callers):  # from before the connection was lost, when they took the quick way
+                unsent = unpack(b"".join(unsent))
+            self.unsent, unsent = unsent[UNAUTHENTICATED_BATCH:], unsent[:UNAUTHENTICATED_BATCH]
+            self.callers, callers = callers[UNAUTHENTICATED_BATCH:], callers[:UNAUTHENTICATED_BATCH]
+        if self.first:
+            request, caller = self.first.popleft()
+            unsent, callers = [request, *unsent], [caller, *callers]
+        count = len(callers)
+        batch = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+        self.in_flight.extend(callers)
         self.commands += count
         self.batches += 1
         self.largest = max(self.largest, count)
@@ -268,6 +303,8 @@ class Lane:
                 owner.owed -= 1  # not before: to be owed nothing is to have all replies written
                 position = end
         except (IndexError, UpstreamError) as problem:
+            if self.link is None:
+                return  # hung up, for want of the one it was lent to
             # The last caller's replies were aligned as far as can be seen, and that is not far enough.
             if caller is not None:
                 caller.lost()
@@ -275,7 +312,7 @@ class Lane:
             raise Desync(why) from problem
         if caller is not None:
             caller.write(data[start:position])
-        if position < size:
+        if position < size and self.link is not None:
             self._keep(data[position:])
 
     def _end_of_other(self, data: bytes, position: int) -> int:

@@ -68,6 +68,16 @@ def pack(arguments: list[bytes]) -> bytes:
     return b"".join(pieces)
 
 
+def unpack(requests: bytes) -> list[bytes]:
+    """Canonical requests, each by itself."""
+    reader = RequestReader()
+    reader.feed(requests)
+    pieces = []
+    while (arguments := reader.next_request(authenticated=True)) is not None:
+        pieces.append(pack(arguments))
+    return pieces
+
+
 class LargeRequestError(Exception):
     """More, or longer, arguments than every Redis takes on a connection that others depend on."""
 
@@ -99,6 +109,11 @@ class RequestReader:
     def pending(self) -> bytes:
         """All bytes of requests not yet returned by `next_request`."""
         return bytes(self._buffer)
+
+    @property
+    def held(self) -> int:
+        """How many bytes `pending` has."""
+        return len(self._buffer)
 
     @property
     def empty(self) -> bool:
@@ -281,6 +296,8 @@ def _unquote(line: bytes, position: int, quote: int, argument: bytearray) -> int
 _LINES = frozenset(b"+-:_#,(")
 _BULKS = frozenset(b"$=!")
 _ARRAYS = frozenset(b"*~")
+# The same where pushes are expected, which RESP3 writes like arrays.
+WITH_PUSHES = frozenset(b"*~>")
 # The lengths of most bulk strings: quicker to look up than to convert, and then known to be written as they should be.
 SHORT_LENGTHS = {b"%d" % length: length for length in range(1024)}
 
@@ -292,12 +309,14 @@ def _length(digits: bytes, least: int = 0) -> int:
     return int(digits)
 
 
-def skip_elements(data: bytes, position: int, outstanding: int) -> tuple[int, int, int]:
+def skip_elements(
+    data: bytes, position: int, outstanding: int, arrays: frozenset[int] = _ARRAYS
+) -> tuple[int, int, int]:
     """Goes on through a reply that lacks `outstanding` elements, as far as `data` reaches.
 
     Returns (position, outstanding, passing). The reply is whole when the last two are 0. `passing` counts the bytes
     that the bulk string at the end of `data` still lacks, its line end included. Raises Desync for bytes that are no
-    RESP, and for a push, which answers no request.
+    RESP, and for a push, which answers no request, unless `arrays` is WITH_PUSHES.
     """
     size = len(data)
     while outstanding:
@@ -316,7 +335,7 @@ def skip_elements(data: bytes, position: int, outstanding: int) -> tuple[int, in
                 return size, outstanding, position - size
             if data[position - 2 : position] != CRLF:
                 raise Desync("a bulk string without an end")
-        elif kind in _ARRAYS:
+        elif kind in arrays:
             outstanding += max(0, _length(data[position + 1 : end], least=-1 if kind == 42 else 0)) - 1
             position = end + 2
         elif kind == 37:  # "%", a map: pairs

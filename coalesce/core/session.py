@@ -1,19 +1,22 @@
 """One client's conversation: its state, its identity (that of its lane), what it is owed.
 
-            +-------------------- the upstream answered ------------------+
-            v                                                             |
-        FLOWING --- a request that changes more than data ---> SETTLING --+--> MOVING
-            |         (waits until nothing is owed, I6)           |            (AUTH, HELLO, SELECT under way)
-            |                                                     +----------> LEASED
-            |  end of input, QUIT, protocol error, drain          |            (a connection of its own)
-            +-----------------------------------> ENDING <--------+
-                                                     | nothing is owed
-                                                     v
-                                                   GONE        (from any state: the client left, the upstream was lost)
+            +-------------- the upstream answered, or the lease is clean again -----------+
+            v                                                                             |
+        FLOWING --- a request that changes more than data ---> SETTLING --+--> MOVING ----+   AUTH, HELLO, SELECT
+            |         (waits until nothing is owed, I6)         ^   ^     +--> BORROWING -+   until there is a lease
+            |                                                   |   |               v     |
+            |                                                   |   +------------ LEASED -+   a connection of its own
+            |                                                   |                   v     |
+            |  end of input, QUIT, protocol error, drain        |   +--------- PINNING ---+   ... perhaps for good
+            +-----------------------> ENDING <------------------+   v
+                                         | nothing is owed        PINNED                      ... for good
+                                         v
+                                       GONE    (from any state: the client left, the upstream was lost)
 
-Only a FLOWING session is read from, and only while it is not throttled. What the core knows of the client is its
-`Peer`; what the FIFO of a lane knows of the session is `owed`, `write` and `lost`. `write` is the client's own, and is
-exchanged for another when somebody has to look at each reply (see `Session.rewire`), so the hot path has no branch.
+Only a FLOWING, LEASED or PINNING session is read from (and one behind what may block), while it is not throttled. What
+the core knows of the client is its `Peer`; what the FIFO of a lane knows of the session is `owed`, `write` and `lost`.
+`write` is the client's own, and is exchanged for another when somebody has to look at each reply (see
+`Session.rewire`), so that the hot path has no branch.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from coalesce.core.exchange import Exchange
-    from coalesce.core.lane import Identity, Lane
+    from coalesce.core.lane import Lane
+    from coalesce.core.lease import Lease
     from coalesce.core.resp import RequestReader
 
 
@@ -36,14 +40,17 @@ class Peer(Protocol):
     def write_more(self, data: bytes, /) -> None:
         """The same, for the next piece of a reply that has been begun: it can't be refused any more."""
 
-    def read(self, wanted: bool, /) -> None:
-        """Whether to go on reading."""
+    def read(self, wanted: bool, end: bool, /) -> None:
+        """Whether to go on reading; if not, whether its end is to be told all the same."""
 
     def close(self) -> None:
         """Closes, once all that was written has been sent."""
 
-    def lease(self, identity: Identity, name: bytes, pending: bytes, /) -> None:
-        """Goes on with a connection of its own: run as `identity`, called `name`, given `pending` first."""
+    def pin(self, lane: Lane, pending: bytes, /) -> None:
+        """Goes on for good with the connection of this lane, which is over; `pending`: requests that were not sent.
+
+        No session speaks for the client any more.
+        """
 
 
 class SessionState(enum.Enum):
@@ -52,7 +59,10 @@ class SessionState(enum.Enum):
     FLOWING = enum.auto()
     SETTLING = enum.auto()
     MOVING = enum.auto()
+    BORROWING = enum.auto()
     LEASED = enum.auto()
+    PINNING = enum.auto()
+    PINNED = enum.auto()
     ENDING = enum.auto()
     GONE = enum.auto()
 
@@ -60,18 +70,26 @@ class SessionState(enum.Enum):
 _S = SessionState
 _TRANSITIONS = {
     _S.FLOWING: {_S.SETTLING, _S.ENDING, _S.GONE},
-    _S.SETTLING: {_S.FLOWING, _S.MOVING, _S.LEASED, _S.ENDING, _S.GONE},
+    _S.SETTLING: {_S.FLOWING, _S.MOVING, _S.BORROWING, _S.LEASED, _S.PINNED, _S.ENDING, _S.GONE},
     _S.MOVING: {_S.FLOWING, _S.GONE},
-    _S.LEASED: {_S.GONE},
+    _S.BORROWING: {_S.LEASED, _S.FLOWING, _S.GONE},
+    _S.LEASED: {_S.FLOWING, _S.SETTLING, _S.PINNING, _S.PINNED, _S.ENDING, _S.GONE},
+    _S.PINNING: {_S.FLOWING, _S.PINNED, _S.GONE},
+    _S.PINNED: {_S.GONE},
     _S.ENDING: {_S.GONE},
     _S.GONE: set(),
 }
 
 
+_WAITING = frozenset((_S.SETTLING, _S.LEASED, _S.ENDING))
+_READING = frozenset((_S.FLOWING, _S.LEASED, _S.PINNING))
+
+
 class Session:
     """One client's conversation. Whoever connects it owns it; lanes only refer to it."""
 
-    __slots__ = ("_exchange", "flowing", "lane", "last_words", "name", "owed", "peer", "reader", "state", "throttled",
+    __slots__ = ("_exchange", "ended", "flowing", "lane", "last_words", "lease",
+                 "name", "owed", "peer", "reader", "state", "throttled",
                  "waiting", "write")  # fmt: skip
 
     def __init__(self, exchange: Exchange, lane: Lane, peer: Peer) -> None:
@@ -82,11 +100,13 @@ class Session:
         self.owed = 0  # replies
         self.write = peer.write
         self.flowing = True  # a chunk may take the short way: see `rewire`
+        self.ended = False  # the client sends no more
         self.throttled = False  # too much is owed, to this session or on its lane: not read for the while
         self.reader: RequestReader | None = None  # holds what was read and not yet taken as a request
-        self.waiting: list[bytes] | None = None  # the request that waits while SETTLING
+        self.waiting: list[bytes] | None = None  # the request that waits while SETTLING or BORROWING
         self.last_words = b""  # what is written between the last reply and the close
         self.name = b""  # CLIENT SETNAME
+        self.lease: Lease | None = None  # whose lane is this session's, while LEASED
         self.rewire()
 
     def __repr__(self) -> str:
@@ -99,16 +119,35 @@ class Session:
         self.state = state
         self.rewire()
 
+    @property
+    def reading(self) -> bool:
+        """Whether the state is one in which the client is read from, unless it is throttled.
+
+        Behind what may take for ever, a client goes on sending, and would come to a halt if nobody took it; and its
+        end has to be seen.
+        """
+        if self.ended or self.state is SessionState.ENDING:
+            return False
+        return self.state in _READING or self._may_go_on_for_ever
+
+    @property
+    def _may_go_on_for_ever(self) -> bool:
+        """Whether something is waited for that has to end with the client: or an element is popped for nobody."""
+        if self.state in {SessionState.PINNING, SessionState.BORROWING}:
+            return True
+        lease = self.lease
+        return self.state in _WAITING and lease is not None and (lease.blocking > 0 or lease.stream is not None)
+
     def rewire(self) -> None:
         """Makes `write`, `flowing` and the client's reading follow from the state."""
-        read = self.state is SessionState.FLOWING and not self.throttled
+        read = self.reading and not self.throttled
         self.flowing = self.state is SessionState.FLOWING and self.reader is None and self.lane.authenticated
         if self.state is SessionState.GONE:
             self.write = self._exchange.swallow
             return
-        self.write = self.peer.write if read else self._write_and_look
-        if self.state is not SessionState.LEASED:
-            self.peer.read(read)
+        self.write = self.peer.write if read and self.state is SessionState.FLOWING else self._write_and_look
+        if self.state is not SessionState.PINNED:
+            self.peer.read(read, not self.ended and self._may_go_on_for_ever)
 
     def write_more(self, data: bytes) -> None:
         if self.state is SessionState.GONE:

@@ -5,30 +5,51 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coalesce.core.lane import Identity
+    from collections.abc import Callable
+
+    from coalesce.core.exchange import Exchange
+    from coalesce.core.lane import Lane
 
 
 class RecordingPeer:
     """A client as the core sees it. Records. Reads as a real one does: not while it is told not to."""
 
-    def __init__(self, identity: Identity) -> None:
-        self.identity = identity  # what a lease has to run as
+    def __init__(self) -> None:
         self.written = b""
+        self.breaks_with: Callable[[], None] | None = None  # what a write comes to when the socket is broken
         self.reading = True
         self.closed = False
-        self.leased: bytes | None = None
+        self.pinned: tuple[Lane, bytes] | None = None
 
     def write(self, data: bytes) -> None:
-        self.written += data
+        if self.breaks_with is not None:
+            self.breaks_with()
+        else:
+            self.written += data
 
     write_more = write
 
-    def read(self, wanted: bool) -> None:
+    def read(self, wanted: bool, end: bool) -> None:
+        del end
         self.reading = wanted
 
     def close(self) -> None:
         self.closed = True
 
-    def lease(self, identity: Identity, name: bytes, pending: bytes) -> None:
-        assert (identity, name) == (self.identity, b"")
-        self.leased = pending
+    def pin(self, lane: Lane, pending: bytes) -> None:
+        self.pinned = lane, pending
+
+
+class RecordingLink:
+    """A lane's connection as the core sees it. Records what is sent."""
+
+    def __init__(self, exchange: Exchange, lane: Lane) -> None:
+        self._exchange = exchange
+        self._lane = lane
+        self.batches: list[bytes] = []
+
+    def send(self, batch: bytes) -> None:
+        self.batches.append(batch)
+
+    def hang_up(self) -> None:
+        self._exchange.lose(self._lane)

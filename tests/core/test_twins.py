@@ -7,12 +7,13 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coalesce.core.errors import UpstreamError
 from coalesce.core.exchange import Exchange
-from coalesce.core.lane import Identity, Lane, Limits
+from coalesce.core.identity import Identity
+from coalesce.core.lane import Lane, Limits
 from coalesce.core.session import SessionState
 
 from . import twins
@@ -54,7 +55,11 @@ def chunked(draw: st.DrawFn, frames: st.SearchStrategy[list[bytes]]) -> tuple[li
 
 # --- Exchange.receive ---
 
-STATELESS = {b"GET", b"SET", b"ECHO", b"PING", b"MGET", b"DEL"}
+STATELESS = {b"GET", b"SET", b"ECHO", b"PING", b"MGET", b"DEL", b"UNWATCH"}
+BORROWING = {b"MULTI", b"EXEC", b"DISCARD", b"WATCH", b"BLPOP", b"XREAD"}
+OUR_PING = [b"PING", b"nobody knows"]
+SUBSCRIBING = {b"SUBSCRIBE", b"UNSUBSCRIBE"}
+UNKNOWN = {b"FROBNICATE"}  # to the upstream, too
 
 values = st.one_of(
     st.binary(max_size=12),
@@ -75,9 +80,30 @@ inline = st.one_of(
     ),
     st.text(alphabet=" abk\"'\\x4\t\r", max_size=10).map(lambda text: b"ECHO " + text.encode() + b"\r\n"),
 )  # fmt: skip
-leasing = st.sampled_from(
-    [[b"MULTI"], [b"subscribe", b"c"], [b"XREAD", b"BLOCK", b"0", b"STREAMS", b"s", b"$"], [b"CLIENT", b"ID"], [b""]]
-).map(twins.canonical)
+pinning = st.sampled_from(
+    [
+        [b"subscribe", b"c"], [b"SUBSCRIBE", b"c"], [b"UNSUBSCRIBE", b"c"], [b"Unsubscribe"], [b"CLIENT", b"ID"],
+        [b"CLIENT", b"REPLY", b"ON"], [b"frobnicate", b"1"], [b"Frobnicate"], [b""],
+    ]
+).map(twins.canonical)  # fmt: skip
+subscriptions = st.builds(
+    lambda inside, end: twins.canonical([b"SUBSCRIBE", b"c"]) + b"".join(inside) + twins.canonical(end),
+    st.lists(riding, max_size=2),
+    st.sampled_from([[b"UNSUBSCRIBE", b"c"], [b"unsubscribe"], [b"GET", b"k"]]),
+)
+borrowing = st.sampled_from(
+    [
+        [b"MULTI"], [b"MULTI"], [b"multi"], [b"Multi"], [b"MULTI", b"now"], [b"EXEC"], [b"exec"], [b"eXec"],
+        [b"DISCARD"], [b"WATCH", b"k"], [b"UNWATCH"], [b"BLPOP", b"k", b"0"],
+        [b"XREAD", b"BLOCK", b"0", b"STREAMS", b"s", b"$"],
+    ]
+).map(twins.canonical)  # fmt: skip
+blocks = st.builds(
+    lambda begin, inside, end: twins.canonical([begin]) + b"".join(inside) + twins.canonical([end]),
+    st.sampled_from([b"MULTI", b"multi", b"Multi"]),
+    st.lists(st.one_of(riding, riding, borrowing), max_size=3),
+    st.sampled_from([b"EXEC", b"exec", b"Exec", b"DISCARD"]),
+)
 ending = st.sampled_from([[b"QUIT"], [b"quit", b"now"], [b"POST", b"/"], [b"Host:", b"x"]]).map(twins.canonical)
 smuggling = st.sampled_from(
     [
@@ -98,63 +124,215 @@ smuggling = st.sampled_from(
     ]
 )  # fmt: skip
 cut_short = st.builds(lambda frame, size: frame[:size], riding, st.integers(1, 12))
-frames = st.one_of(*[riding] * 4, inline, inline, smuggling, many_arguments, leasing, ending, cut_short)
+frames = st.one_of(
+    *[riding] * 4, *[inline, borrowing, blocks] * 2,
+    smuggling, many_arguments, pinning, subscriptions, ending, cut_short,
+)  # fmt: skip
 streams = chunked(st.lists(frames, min_size=1, max_size=8))
+
+
+class Redis:
+    """What one connection of a Redis says to the requests above; it has no data."""
+
+    def __init__(self) -> None:
+        self.queue: list[bytes] | None = None  # replies to come, in a transaction
+        self.watching = False
+        self.subscribed = False  # to the only channel
+
+    def reply(self, request: list[bytes]) -> bytes:
+        name = request[0].upper()
+        if name in SUBSCRIBING:
+            self.subscribed = name == b"SUBSCRIBE"
+            return b"*3\r\n" + _bulk(b"$", name.lower()) + b"$1\r\nc\r\n:%d\r\n" % self.subscribed
+        if name in UNKNOWN:
+            return b"-ERR unknown command\r\n"
+        if request == OUR_PING:
+            return (b"*2\r\n$4\r\npong\r\n" if self.subscribed else b"") + _bulk(b"$", request[1])
+        if self.subscribed:
+            return b"-ERR only (P|S)SUBSCRIBE and the like are allowed\r\n"
+        return self._reply_to_data(name, request)
+
+    def _reply_to_data(self, name: bytes, request: list[bytes]) -> bytes:
+        if name in {b"MULTI", b"EXEC", b"DISCARD"} and len(request) > 1:
+            return b"-ERR wrong number of arguments\r\n"
+        if name in {b"EXEC", b"DISCARD"}:
+            return self._end(name)
+        if self.queue is None:
+            if name == b"MULTI":
+                self.queue = []
+            elif name in {b"WATCH", b"UNWATCH"}:
+                self.watching = name == b"WATCH"
+            return b"+OK\r\n"
+        if name in {b"MULTI", b"WATCH"}:
+            return b"-ERR " + name + b" inside MULTI is not allowed\r\n"
+        self.queue.append(b"+OK\r\n")
+        return b"+QUEUED\r\n"
+
+    def _end(self, name: bytes) -> bytes:
+        queue, self.queue = self.queue, None
+        if queue is None:
+            return b"-ERR " + name + b" without MULTI\r\n"
+        self.watching = False
+        return b"*%d\r\n" % len(queue) + b"".join(queue) if name == b"EXEC" else b"+OK\r\n"
+
+    @property
+    def clean(self) -> bool:
+        return self.queue is None and not self.watching and not self.subscribed
 
 
 class Outcome(NamedTuple):
     """What became of a stream, once every reply has arrived."""
 
-    rode: bytes  # what reached the lane
+    sent: bytes  # what reached the upstream, on whichever connection
     written: bytes
     closed: bool
-    leased: bytes | None  # what a connection of its own would be given, with what was never read
+    pinned: bytes | None  # what a connection of its own would be given, with what was never read
 
 
-def play(chunks: list[bytes], *, authenticated: bool) -> Outcome:
-    """Gives the chunks to a real exchange, and answers what reaches the lane at the very end."""
-    batches: list[bytes] = []
-    exchange = Exchange(BASE, lambda _: None, NO_LIMITS)
-    lane = exchange.lane(BASE)
-    lane.authenticated = authenticated
-    exchange.connected(lane, batches.append, 0.0)
-    peer = RecordingPeer(BASE)
-    session = exchange.connect(peer)
-    waiting = list(chunks)
-    while waiting and peer.reading and not peer.closed and peer.leased is None:
-        exchange.receive(session, waiting.pop(0))
-    assert session.owed == len(lane.callers)
-    assert (lane in exchange.dirty) == bool(lane.callers)
-    exchange.flush(0.0)
-    rode = b"".join(batches)
-    for _ in range(session.owed):
-        exchange.replies(lane, b"+OK\r\n", 0.0)
-    assert session.owed == 0
-    assert peer.closed or peer.leased is not None or session.state is SessionState.FLOWING
-    leased = None if peer.leased is None else peer.leased + b"".join(waiting)
-    return Outcome(rode, peer.written, peer.closed, leased)
+class Upstream:
+    """A lane's connection, with the Redis behind it."""
+
+    def __init__(self, lane: Lane, playing: Play) -> None:
+        self.lane = lane
+        self.up = True
+        self.redis = Redis()
+        self.replies = b""
+        self._playing = playing
+
+    def send(self, batch: bytes) -> None:
+        reading = twins.read_requests(batch)
+        assert (reading.leftover, reading.error) == (b"", None)
+        assert b"".join(map(twins.canonical, reading.requests)) == batch
+        self._playing.batches += 1
+        for request in reading.requests:
+            self.replies += self.redis.reply(request)
+            if request == OUR_PING or request[:2] == [b"CLIENT", b"SETNAME"]:  # no stream in here has one
+                assert self.lane.exclusive
+                continue
+            self._playing.sent.append(twins.canonical(request))
+            if not self.lane.exclusive:
+                assert request[0].upper() in STATELESS | {b"MULTI", b"EXEC", b"UNWATCH"}
+        assert self.lane.exclusive or self.redis.clean, "half a transaction on a shared lane"
+
+    def hang_up(self) -> None:
+        assert self.up
+        self.up = False
+        self._playing.exchange.lose(self.lane)
 
 
-def expected(data: bytes, *, authenticated: bool) -> Outcome:
-    """What Redis would read, up to the first request that no lane carries."""
+class Play:
+    """Gives chunks to a real exchange, over connections of a model."""
+
+    def __init__(self, *, authenticated: bool) -> None:
+        self.sent: list[bytes] = []
+        self.batches = 0
+        self.opened: list[Lane] = []
+        self.upstreams: list[Upstream] = []
+        self.exchange = Exchange(BASE, self.opened.append, NO_LIMITS, lambda: OUR_PING[1])
+        self.authenticated = authenticated
+        self.exchange.lane(BASE).authenticated = authenticated
+        self.peer = RecordingPeer()
+        self.session = self.exchange.connect(self.peer)
+
+    def feed(self, chunks: list[bytes], *, prompt: bool) -> Outcome:
+        """The upstream answers after each chunk, or when nothing else goes on."""
+        waiting = list(chunks)
+        while waiting and self.goes_on():
+            if self.peer.reading:
+                self.exchange.receive(self.session, waiting.pop(0))
+            if prompt or not self.peer.reading:
+                before = self.batches
+                self.settle()
+                assert self.peer.reading or not self.goes_on() or self.batches > before, "stuck"
+        self.settle()
+        pinned = None if self.peer.pinned is None else self.peer.pinned[1] + b"".join(waiting)
+        return Outcome(b"".join(self.sent), self.peer.written, self.peer.closed, pinned)
+
+    def goes_on(self) -> bool:
+        return not self.peer.closed and self.peer.pinned is None
+
+    def settle(self) -> None:
+        """All is connected, sent and answered."""
+        before = -1
+        while before != self.batches:
+            before = self.batches
+            while self.opened:
+                upstream = Upstream(self.opened.pop(0), self)
+                upstream.lane.authenticated = self.authenticated
+                self.upstreams.append(upstream)
+                self.exchange.connected(upstream.lane, upstream, 0.0)
+            self.exchange.flush(0.0)
+            for upstream in self.upstreams:
+                replies, upstream.replies = upstream.replies, b""
+                if replies:
+                    self.exchange.replies(upstream.lane, replies, 0.0)
+        if self.goes_on():
+            assert self.session.owed == 0
+
+    def redis(self) -> Redis:
+        """The one that the client is connected to now."""
+        assert self.goes_on()
+        lane = self.session.lane
+        assert lane.exclusive == (self.session.state is SessionState.LEASED)
+        return next(upstream.redis for upstream in self.upstreams if upstream.lane is lane)
+
+
+def play(chunks: list[bytes], *, authenticated: bool, prompt: bool) -> Outcome:
+    """What becomes of the chunks. The client's connection is then as one to a Redis of its own would be."""
+    playing = Play(authenticated=authenticated)
+    outcome = playing.feed(chunks, prompt=prompt)
+    own = Redis()
+    for request in twins.read_requests(outcome.sent).requests:
+        own.reply(request)
+    if playing.peer.pinned is not None:
+        lane, _ = playing.peer.pinned
+        current = [upstream.redis for upstream in playing.upstreams if upstream.lane is lane]
+        assert current
+    else:
+        current = [] if playing.peer.closed else [playing.redis()]
+    assert all(vars(redis) == vars(own) for redis in current)
+    others = [upstream for upstream in playing.upstreams if upstream.redis not in current]
+    assert all(upstream.redis.clean for upstream in others if upstream.up)
+    assert all(upstream.up for upstream in playing.upstreams) or playing.peer.closed
+    return outcome
+
+
+def expected(data: bytes, *, authenticated: bool) -> list[Outcome]:  # noqa: C901, PLR0911 (a case each)
+    """What Redis would read and say, up to the first request that takes a connection of its own for good.
+
+    Two are possible where a connection of its own is needed no longer and has not been given back.
+    """
     reading = twins.read_requests(data, authenticated=authenticated)
-    rode: list[bytes] = []
+    redis = Redis()
+    sent = written = b""
     for at, request in enumerate(reading.requests):
         name = request[0].upper()
-        if name in {b"POST", b"HOST:"} and authenticated:
-            return Outcome(b"".join(rode), b"+OK\r\n" * len(rode), closed=True, leased=None)
-        if name == b"QUIT":
-            return Outcome(b"".join(rode), b"+OK\r\n" * (len(rode) + 1), closed=True, leased=None)
-        if name not in STATELESS:
-            pending = twins.canonical(request) + reading.behind[at]
-            return Outcome(b"".join(rode), b"+OK\r\n" * len(rode), closed=False, leased=pending)
-        rode.append(twins.canonical(request))
-    replies = b"+OK\r\n" * len(rode)
+        kept = Outcome(sent, written, closed=False, pinned=twins.canonical(request) + reading.behind[at])
+        if name in {b"POST", b"HOST:"} and authenticated and redis.clean:
+            return [Outcome(sent, written, closed=True, pinned=None)]
+        if name == b"QUIT" and not redis.subscribed:
+            return [Outcome(sent, written + b"+OK\r\n", closed=True, pinned=None)]
+        if redis.subscribed:
+            passes = name in STATELESS | SUBSCRIBING | {b"EXEC", b"DISCARD"}
+        elif redis.clean:
+            passes = request[:2] != [b"CLIENT", b"REPLY"] and name not in {b"POST", b"HOST:"}
+        else:
+            passes = name in STATELESS | BORROWING
+        if not passes:
+            return [kept]
+        sent += twins.canonical(request)
+        written += redis.reply(request)
+        if name not in STATELESS | BORROWING | SUBSCRIBING | UNKNOWN:  # accepted: it keeps the connection
+            return [Outcome(sent, written, closed=False, pinned=reading.behind[at])]
     if _is_large(reading.leftover, authenticated):
-        return Outcome(b"".join(rode), replies, closed=False, leased=reading.leftover)
-    if reading.error is not None:
-        return Outcome(b"".join(rode), replies + reading.error.reply, closed=True, leased=None)
-    return Outcome(b"".join(rode), replies, closed=False, leased=None)
+        return [Outcome(sent, written, closed=False, pinned=reading.leftover)]
+    if reading.error is None:
+        return [Outcome(sent, written, closed=False, pinned=None)]
+    said = Outcome(sent, written + reading.error.reply, closed=True, pinned=None)
+    kept = Outcome(sent, written, closed=False, pinned=reading.leftover)
+    if redis.subscribed:
+        return [kept]
+    return [said, kept] if b"subscribe" in written else [said]
 
 
 def _is_large(leftover: bytes, authenticated: bool) -> bool:
@@ -165,11 +343,16 @@ def _is_large(leftover: bytes, authenticated: bool) -> bool:
 
 
 @settings(max_examples=600, deadline=None)
-@given(streams, st.sampled_from([True, True, False]))
-def test_exchange_receive(stream: tuple[list[bytes], list[bytes]], authenticated: bool) -> None:
-    """What reaches the lane is the canonical form of what Redis would read, in order, however it was cut (I9)."""
-    written, chunks = stream
-    assert play(chunks, authenticated=authenticated) == expected(b"".join(written), authenticated=authenticated)
+@example(([], [twins.canonical([b"MULTI"]) + twins.canonical([b"POST", b"/"])]), False, False)
+@given(streams, st.sampled_from([True, True, False]), st.booleans())
+def test_exchange_receive(stream: tuple[list[bytes], list[bytes]], authenticated: bool, prompt: bool) -> None:
+    """What reaches the upstream is the canonical form of what Redis would read, in order, however it was cut (I9).
+
+    No shared lane sees anything of a transaction but all of it.
+    """
+    _, chunks = stream
+    outcome = play(chunks, authenticated=authenticated, prompt=prompt)
+    assert outcome in expected(b"".join(chunks), authenticated=authenticated)
 
 
 @pytest.mark.parametrize("size", [1, 2, 16, 1000])
@@ -179,7 +362,42 @@ def test_exchange_receive_pipelined(size: int) -> None:
     data = b"".join(requests)
     for at in {0, 1, len(data) // 2, len(data) - 1}:
         chunks = cut(data, [at])
-        assert play(chunks, authenticated=True) == (data, b"+OK\r\n" * size, False, None)
+        assert play(chunks, authenticated=True, prompt=False) == (data, b"+OK\r\n" * size, False, None)
+
+
+RIDING_BLOCKS = [
+    [[b"MULTI"], [b"EXEC"]],
+    [[b"multi"], [b"SET", b"k", b"v"], [b"exec"]],
+    [[b"GET", b"k"], [b"MULTI"], [b"SET", b"k", b""], [b"GET", b"k"], [b"EXEC"], [b"GET", b"k"]],
+    [[b"MULTI"], [b"EXEC"], [b"MULTI"], [b"UNWATCH"], [b"EXEC"]],
+]
+BORROWING_BLOCKS = [
+    [[b"MULTI"]],
+    [[b"MULTI"], [b"SET", b"k", b"v"]],
+    [[b"MULTI"], [b"MULTI"], [b"EXEC"]],
+    [[b"MULTI"], [b"BLPOP", b"k", b"0"], [b"EXEC"]],
+    [[b"MULTI"], [b"SET", b"k", b"v"], [b"DISCARD"]],
+    [[b"MULTI"], [b"GET", b"k"], [b"EXEC", b"now"]],
+    [[b"MULTI", b"now"], [b"EXEC"]],
+    [[b"EXEC"]],
+    [[b"WATCH", b"k"], [b"MULTI"], [b"EXEC"]],
+]
+
+
+@pytest.mark.parametrize("block", RIDING_BLOCKS)
+def test_a_whole_transaction_rides(block: list[list[bytes]]) -> None:
+    playing = Play(authenticated=True)
+    data = b"".join(map(twins.canonical, block))
+    assert playing.feed([data], prompt=False) in expected(data, authenticated=True)
+    assert len(playing.upstreams) == 1
+
+
+@pytest.mark.parametrize("block", BORROWING_BLOCKS)
+def test_any_other_borrows(block: list[list[bytes]]) -> None:
+    playing = Play(authenticated=True)
+    data = b"".join(map(twins.canonical, block))
+    assert playing.feed([data], prompt=False) in expected(data, authenticated=True)
+    assert [upstream.lane.exclusive for upstream in playing.upstreams] == [False, True]
 
 
 # --- Lane.receive ---
@@ -202,11 +420,21 @@ class Caller:
         self.was_lost = True
 
 
+class Taking:
+    """An upstream that takes everything."""
+
+    def send(self, batch: bytes) -> None:
+        """Its replies are the test's."""
+
+    def hang_up(self) -> None:
+        raise AssertionError("a lane closes no connection by itself")
+
+
 def lane_owing(fifo: list[str]) -> tuple[Lane, dict[str, Caller]]:
     """A lane with one request in flight for each entry."""
     callers = {name: Caller() for name in fifo}
     lane = Lane(0, BASE, NO_LIMITS)
-    lane.connected(lambda _: None, 0.0)
+    lane.connected(Taking(), 0.0)
     for name in fifo:
         lane.enqueue(b"*1\r\n$4\r\nPING\r\n", callers[name])
     lane.take_batch(0.0)

@@ -6,16 +6,17 @@ import socket
 from contextlib import closing, suppress
 
 from coalesce.core.exchange import Exchange
-from coalesce.core.lane import Identity
+from coalesce.core.identity import Identity
 from coalesce.core.session import SessionState
 from coalesce.downstream import Clients
 from coalesce.poller import READABLE, Poller
+from tests.core.fakes import RecordingLink
 
 BASE = Identity(None, None, 0, 2)
 LARGE = 4 * 1024 * 1024
 
 
-def no_lease(*arguments: object) -> None:
+def no_pin(*arguments: object) -> None:
     raise AssertionError(arguments)
 
 
@@ -23,11 +24,11 @@ def test_a_client_that_is_over_is_not_read_from_while_its_outbox_lasts() -> None
     """Its upstream was lost while replies waited for it: what it still sends must not pile up, nor its end spin."""
     exchange = Exchange(BASE, lambda _: None)
     lane = exchange.lane(BASE)
-    exchange.connected(lane, lambda _: None, 0.0)
+    exchange.connected(lane, RecordingLink(exchange, lane), 0.0)
     ours, theirs = socket.socketpair()
     with closing(Poller()) as poller, theirs:
         theirs.settimeout(5)
-        clients = Clients(exchange, poller, 10, 10 * LARGE, no_lease)
+        clients = Clients(exchange, poller, 10, 10 * LARGE, no_pin)
         clients.welcome(ours)
         (session,) = exchange.sessions
         theirs.sendall(b"GET large\r\nPING\r\n")

@@ -9,10 +9,12 @@
     u1 connects - db=3 resp2  a new upstream connection is made to run as this identity, and stands
     u1 refuses -ERR no        ... or is refused
     u0 lost                   it is cut                                u0 connects    and here again
-    c1 leased - db=0 resp2    client 1 got a connection of its own, called l1 from then on
+    u1 closed                 coalesce has closed it
+    c1 pinned u1              client 1 has this connection for good
 
 A request is words, sent as an array of bulk strings. A reply is one line for the types that are a line (`+OK`,
 `-ERR no such key`, `:3`); bulk strings are `$` length, a space and so many characters; aggregates are followed by their
 elements (`*2 $1 a :7`). A Python bytes literal stands for itself anywhere: b'*1\\r\\n'. Connection u0 stands from the
-beginning. `options lane_limit=4` comes first. At the end nobody may have received anything more than was written down.
+beginning. `options lane_limit=4` comes first; with `whole=1` the bytes are not cut. At the
+end nobody may have received anything more than was written down.
 """

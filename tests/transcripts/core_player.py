@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from coalesce.core.errors import UpstreamError
 from coalesce.core.exchange import Exchange
-from coalesce.core.lane import Identity, Lane, LaneState, Limits
+from coalesce.core.identity import Identity
+from coalesce.core.lane import Lane, LaneState, Limits
 from tests.transcripts.notation import identity
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ class CoreClient:
         self.received = b""
         self.closed = False
         self.reading = True
+        self.heeds_end = False
         self.unread: list[bytes] = []  # b"" is the end of input
-        self.lease_of: tuple[Identity, bytes, bytes] | None = None
+        self.pinned: tuple[Lane, bytes] | None = None
         self._exchange = exchange
         self.session = exchange.connect(self)
 
@@ -35,14 +37,15 @@ class CoreClient:
 
     write_more = write
 
-    def read(self, wanted: bool) -> None:
+    def read(self, wanted: bool, end: bool) -> None:
         self.reading = wanted
+        self.heeds_end = end
 
     def close(self) -> None:
         self.closed = True
 
-    def lease(self, identity: Identity, name: bytes, pending: bytes) -> None:
-        self.lease_of = (identity, name, pending + b"".join(self.unread))
+    def pin(self, lane: Lane, pending: bytes) -> None:
+        self.pinned = lane, pending + b"".join(self.unread)
         self.unread.clear()
         self.reading = False
 
@@ -54,6 +57,24 @@ class CoreClient:
                 self._exchange.receive(self.session, data)
             else:
                 self._exchange.end_of_input(self.session)
+                if self.pinned is None:
+                    self.unread.append(b"")  # it does not go away
+        if self.unread[-1:] == [b""] and self.heeds_end:
+            self._exchange.end_of_input(self.session)
+
+
+class CoreLink:
+    """A lane's connection (`Link`): what is sent is kept for the player."""
+
+    def __init__(self, player: CorePlayer, who: str) -> None:
+        self._player = player
+        self._who = who
+
+    def send(self, batch: bytes) -> None:
+        self._player.sent(self._who, batch)
+
+    def hang_up(self) -> None:
+        self._player.hung_up(self._who)
 
 
 class CorePlayer:
@@ -63,10 +84,14 @@ class CorePlayer:
         self._lanes: list[Lane] = []
         self._sent: dict[str, bytes] = {}
         self._clients: dict[str, CoreClient] = {}
-        self._leases: dict[str, bytes] = {}
+        self._pins: dict[str, CoreClient] = {}
         options = transcript.options
         limits = Limits(
-            options.get("lane_limit", 10_000), options.get("client_limit", 1_024), options.get("max_lanes", 128), 0
+            lane=options.get("lane_limit", 10_000),
+            client=options.get("client_limit", 1_024),
+            lanes=options.get("max_lanes", 128),
+            leases=options.get("max_leases", 10),
+            hold_below=0,
         )
         self._exchange = Exchange(Identity(None, None, 0, 2), self._lanes.append, limits)
         self._connect("u0", authenticated=not options.get("unauthenticated"))
@@ -79,14 +104,18 @@ class CorePlayer:
                 raise AssertionError(f"{self._transcript.name}: {step.line}: {problem}") from problem
             self._settle()
         left = {who: client.received for who, client in self._clients.items() if client.received}
-        left |= {who: data for who, data in (self._sent | self._leases).items() if data}
+        left |= {who: data for who, data in self._sent.items() if data}
         assert not left, f"{self._transcript.name}: received and not written down: {left}"
 
     def _play(self, step: Step) -> None:  # noqa: C901, PLR0912 (a step a case)
         match step.who[0], step.verb:
             case "c", ">>":
                 client = self._client(step.who)
-                client.unread += self._cut(step.data)
+                pins = [connection for connection, pinned in self._pins.items() if pinned is client]
+                if pins:
+                    self._sent[pins[0]] += step.data
+                else:
+                    client.unread += self._cut(step.data)
             case "c", "<<":
                 client = self._clients[step.who]
                 client.received = _without(client.received, step.data)
@@ -96,15 +125,10 @@ class CorePlayer:
                 self._exchange.depart(self._clients.pop(step.who).session)
             case "c", "closed":
                 assert self._clients[step.who].closed
-            case "c", "leased":
-                lease = self._clients[step.who].lease_of
-                assert lease is not None
-                assert identity(*lease[0]) == step.rest
-                self._leases["l" + step.who[1:]] = lease[2]
-            case "l", "<<":
-                self._leases[step.who] = _without(self._leases[step.who], step.data)
-            case "l", ">>":
-                self._clients["c" + step.who[1:]].received += step.data
+            case "c", "pinned":
+                self._pinned(step)
+            case _, ">>" if step.who in self._pins:
+                self._pins[step.who].received += step.data
             case "u", "<<":
                 self._sent[step.who] = _without(self._sent[step.who], step.data)
             case "u", ">>":
@@ -114,6 +138,8 @@ class CorePlayer:
                 assert not step.rest or identity(*lane.identity) == step.rest
             case "u", "refuses":
                 self._exchange.refuse(self._lane(step.who), step.data)
+            case "u", "closed":
+                assert self._lane(step.who).state is LaneState.CLOSED
             case "u", "lost":
                 self._exchange.lose(self._lane(step.who))
             case _:
@@ -131,12 +157,23 @@ class CorePlayer:
         lane = self._lane(who)
         lane.authenticated = authenticated
         self._sent[who] = b""
-
-        def send(batch: bytes) -> None:
-            self._sent[who] += batch
-
-        self._exchange.connected(lane, send, round_trip=0.0)
+        self._exchange.connected(lane, CoreLink(self, who), round_trip=0.0)
         return lane
+
+    def sent(self, who: str, data: bytes) -> None:
+        self._sent[who] += data
+
+    def hung_up(self, who: str) -> None:
+        self._exchange.lose(self._lane(who))
+
+    def _pinned(self, step: Step) -> None:
+        client = self._clients[step.who]
+        assert client.pinned is not None
+        lane, pending = client.pinned
+        connection = f"u{lane.number}"
+        assert connection == step.rest
+        self._sent[connection] += pending
+        self._pins[connection] = client
 
     def _reply(self, step: Step) -> None:
         lane = self._lane(step.who)
@@ -144,6 +181,10 @@ class CorePlayer:
             for chunk in self._cut(step.data):
                 if lane.state is LaneState.READY:
                     self._exchange.replies(lane, chunk, 0.0)
+                else:
+                    for client in self._clients.values():
+                        if client.pinned is not None and client.pinned[0] is lane:
+                            client.received += chunk
         except UpstreamError:
             self._exchange.lose(lane)
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 ALL = [transcript for file in sorted(Path(__file__).parent.glob("*.txt")) for transcript in parse(file.read_text())]
 _BY_NAME = pytest.mark.parametrize("transcript", ALL, ids=lambda transcript: transcript.name)
+_IN_PIECES = pytest.mark.parametrize(
+    "transcript", [each for each in ALL if not each.options.get("whole")], ids=lambda transcript: transcript.name
+)
 
 
 def whole(data: bytes) -> Iterable[bytes]:
@@ -43,12 +46,12 @@ def test_core_whole(transcript: Transcript) -> None:
     CorePlayer(transcript, whole).play()
 
 
-@_BY_NAME
+@_IN_PIECES
 def test_core_byte_by_byte(transcript: Transcript) -> None:
     CorePlayer(transcript, byte_by_byte).play()
 
 
-@_BY_NAME
+@_IN_PIECES
 def test_core_cut_at_random(transcript: Transcript) -> None:
     for seed in range(20):
         CorePlayer(transcript, lambda data, seed=seed: at_random(seed, data)).play()
@@ -59,11 +62,11 @@ async def test_sockets_whole(transcript: Transcript) -> None:
     await SocketPlayer(transcript, whole).play()
 
 
-@_BY_NAME
+@_IN_PIECES
 async def test_sockets_cut_at_random(transcript: Transcript) -> None:
     await SocketPlayer(transcript, lambda data: at_random(len(data), data)).play()
 
 
-@_BY_NAME
+@_IN_PIECES
 async def test_sockets_byte_by_byte(transcript: Transcript) -> None:
     await SocketPlayer(transcript, byte_by_byte).play()

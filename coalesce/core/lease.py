@@ -1,0 +1,323 @@
+"""Connections of their own: lent to one session until their state is known to be clean again.
+
+    borrow            a lease is free,             the last reply,
+                      connected, named             and clean
+    ------> queue ----------------------> lent ------------------> idle ----> lent again, or closed after a while
+                                           |  |
+                                           |  +-- for good: pinned (the client leaves the core)
+                                           +-- in doubt: the session left in the middle of something: closed
+
+A leased connection is a lane with one session on it: the same FIFO, the same way of requests and replies. What makes
+it clean is that nothing is owed on it, no transaction is open, no key is watched, no channel subscribed to. Each of
+these may be refused, so it is the upstream's replies that count, never the requests.
+
+Where replies do not pair with requests (subscriptions), or may turn out not to (what pins), the connection's bytes go
+to a stream in place of the FIFO: see stream.py.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import coalesce.core.errors as replies
+from coalesce.core.commands import BLOCKING, TRANSACTIONAL
+from coalesce.core.lane import Lane, LaneState
+from coalesce.core.resp import pack
+from coalesce.core.session import SessionState
+
+if TYPE_CHECKING:
+    from coalesce.core.exchange import Exchange
+    from coalesce.core.identity import Identity
+    from coalesce.core.session import Session
+    from coalesce.core.stream import Subscriber, Verdict
+
+
+class Lease:
+    """A lane with room for one session."""
+
+    __slots__ = ("_watching", "asking", "blocking", "dead", "in_transaction", "lane", "name", "session", "stream",
+                 "used")  # fmt: skip
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.session: Session | None = None  # None: idle
+        self.stream: Subscriber | Verdict | None = None  # what takes the upstream's bytes in place of the FIFO
+        self.blocking = 0  # requests under way that may block
+        self.asking = False  # ASKING, for the next request
+        self.name = b""  # of the client that had it last
+        self.dead = False  # never to be lent again
+        self.used = False  # since somebody looked whether it still is
+        self.in_transaction = False
+        self._watching = False
+
+    def __repr__(self) -> str:
+        state = "dead" if self.dead else "lent" if self.session else "idle"
+        return f"<Lease u{self.lane.number} {state}{'' if self.clean else ' unclean'}>"
+
+    @property
+    def clean(self) -> bool:
+        """Whether the connection is as it was when it was dialled, once nothing is owed on it."""
+        in_use = self.in_transaction or self._watching or self.asking
+        return not in_use and (self.stream is None or self.stream.over)
+
+    def replied(self, name: bytes, beginning: bytes) -> None:
+        """What the upstream said to a transactional request, or how it began."""
+        if name == b"EXEC":
+            # An aborted transaction is over; "EXEC without MULTI" and the like change nothing.
+            if not beginning.startswith(b"-") or beginning.startswith(b"-EXECABORT"):
+                self.in_transaction = self._watching = False
+        elif beginning.startswith(b"+OK"):  # not +QUEUED
+            if name == b"MULTI":
+                self.in_transaction = True
+            elif name == b"WATCH":
+                self._watching = True
+            elif name == b"UNWATCH":
+                self._watching = False
+            elif name == b"DISCARD":
+                self.in_transaction = self._watching = False
+
+
+class Witness:
+    """A place in the FIFO of a leased lane for a request whose reply tells something about the connection."""
+
+    __slots__ = ("_blocks", "_lease", "_name", "_session", "owed")
+
+    def __init__(self, session: Session, lease: Lease, name: bytes) -> None:
+        self._session = session
+        self._lease = lease
+        self._name = name
+        self._blocks = name in BLOCKING
+        self.owed = 0
+        session.owed += 1
+        lease.blocking += self._blocks
+
+    def write(self, data: bytes) -> None:
+        if self._name in TRANSACTIONAL:
+            self._lease.replied(self._name, data)
+        self._count()
+        self._session.write(data)
+
+    def write_more(self, data: bytes) -> None:
+        self._count()
+        self._session.write_more(data)
+
+    def _count(self) -> None:
+        if not self.owed:
+            self._session.owed -= 1
+            self._lease.blocking -= self._blocks
+
+    def lost(self) -> None:
+        self._session.lost()
+
+
+class _Naming:
+    """A place in the FIFO of a lease that is about to be lent, for our own CLIENT SETNAME."""
+
+    __slots__ = ("_lease", "_leases", "owed")
+
+    def __init__(self, leases: Leases, lease: Lease) -> None:
+        self._leases = leases
+        self._lease = lease
+        self.owed = 0
+
+    def write(self, data: bytes) -> None:
+        """Whether it was refused (ACL) or not, it can be lent."""
+        del data
+        self._leases.named(self._lease)
+
+    write_more = write
+
+    def lost(self) -> None:
+        """The session that waits is told by `Leases.lost`."""
+
+
+class Leases:
+    """All leases of an exchange: those lent, those idle, and the sessions that wait for one."""
+
+    def __init__(self, exchange: Exchange, limit: int) -> None:
+        self.limit = limit
+        self.of: dict[Lane, Lease] = {}
+        self.pinned = 0  # leases whose clients have left the core with them
+        self.opened = 0  # connections, so far
+        self._exchange = exchange
+        self._idle: dict[Identity, list[Lease]] = {}
+        self._queue: deque[tuple[Session, float]] = deque()  # ... and since when
+
+    # --- lending ---
+
+    def borrow(self, session: Session, arguments: list[bytes]) -> None:
+        """Gets the session a lease, now or when there is one; the request (empty: what its reader holds) goes there."""
+        session.waiting = arguments
+        session.become(SessionState.BORROWING)
+        self._queue.append((session, self._exchange.now))
+        self.serve()
+
+    def serve(self) -> None:
+        """Lends to those who wait, in the order in which they came, as long as there is something to lend."""
+        while self._queue:
+            session, _ = self._queue[0]
+            if session.state is SessionState.BORROWING:
+                lease = self._find(session.lane.identity)
+                if lease is None:
+                    return
+                self._queue.popleft()
+                lease.session = session
+                lease.used = True
+                session.lease = lease
+                self._prepare(lease, session)
+            else:
+                self._queue.popleft()  # it has left
+
+    def _find(self, identity: Identity) -> Lease | None:
+        idle = self._idle.get(identity)
+        if idle:
+            return idle.pop()  # the one used last: so those that are not needed grow old
+        if len(self.of) + self.pinned >= self.limit:
+            other = next((leases[0] for leases in self._idle.values() if leases), None)
+            if other is None:
+                return None
+            self._hang_up(other)  # one of another identity
+        lane = self._exchange.open_exclusive_lane(identity)
+        lease = self.of[lane] = Lease(lane)
+        self.opened += 1
+        return lease
+
+    def _prepare(self, lease: Lease, session: Session) -> None:
+        """Nothing is sent before the connection stands and has the client's name."""
+        if lease.lane.link is None:
+            return
+        if lease.name != session.name:
+            lease.name = session.name
+            self._exchange.enqueue(lease.lane, pack([b"CLIENT", b"SETNAME", session.name]), _Naming(self, lease))
+        else:
+            self.named(lease)
+
+    def connected(self, lane: Lane) -> None:
+        """The connection stands. Whoever wanted it may have left."""
+        lease = self.of[lane]
+        if lease.session is None:
+            self._returned(lease)
+        else:
+            self._prepare(lease, lease.session)
+
+    def named(self, lease: Lease) -> None:
+        """The connection has the name of the client that it is lent to."""
+        session = lease.session
+        if session is not None:
+            arguments, session.waiting = session.waiting or [], None
+            self._exchange.lent(session, lease, arguments)
+
+    # --- giving back ---
+
+    def give_back(self, session: Session) -> None:
+        """The session goes on without its lease, which is reused only when it is clean."""
+        lease, session.lease = session.lease, None
+        assert lease is not None
+        lease.session = None
+        lease.lane.waiting.discard(session)
+        if lease.dead:
+            return
+        # What the session is owed may have left the FIFO, and not have been looked at: in the chunk that ended it.
+        if lease.clean and not lease.lane.owed and not session.owed:
+            lease.stream = None
+            if lease.lane.link is not None:  # else it is still being dialled, and will be of use to another
+                self._returned(lease)
+        else:
+            self._hang_up(lease)
+            self.serve()
+
+    def _returned(self, lease: Lease) -> None:
+        """A clean lease is idle, or goes to whoever has waited longest."""
+        if not lease.dead:
+            self._idle.setdefault(lease.lane.identity, []).append(lease)
+        self.serve()
+
+    def pin(self, lease: Lease) -> None:
+        """The lease is the client's for good: it counts until `unpin`."""
+        self._bury(lease)
+        self.pinned += 1
+
+    def unpin(self) -> None:
+        """The connection of a pinned client is gone."""
+        self.pinned -= 1
+        self.serve()
+
+    # --- ends ---
+
+    def failed(self, lane: Lane, reply: bytes) -> None:
+        """The connection could not be dialled; the reply is for whoever needed it. The session goes on."""
+        lane.become(LaneState.CLOSED)
+        lease = self.of[lane]
+        self._bury(lease)
+        session = lease.session
+        if session is not None:
+            session.lease = None
+            self._refuse(session, reply)
+        self.serve()
+
+    def lost(self, lane: Lane) -> None:
+        """The connection is gone."""
+        lease = self.of.get(lane)
+        lane.drop_unsent()
+        if lease is None:
+            return
+        self._bury(lease)
+        session = lease.session
+        if session is not None and session.state is SessionState.BORROWING:
+            session.lease = None
+            self._queue.appendleft((session, self._exchange.now))  # its request has not left
+        elif session is not None:
+            self._exchange.depart(session)  # with nothing in flight, perhaps, but with a transaction open
+        self.serve()
+
+    def is_idle(self, lane: Lane) -> bool:
+        """Whether nobody has used a lease since the last call; then it is buried, and its connection to be closed."""
+        lease = self.of.get(lane)
+        if lease is None:
+            return True
+        if lease.session is None and not lease.used:
+            self._bury(lease)
+            return True
+        lease.used = lease.session is not None
+        return False
+
+    def expire(self, now: float, patience: float) -> None:
+        """Refuses the sessions that have waited for a lease for longer than `patience` seconds."""
+        while self._queue:
+            session, since = self._queue[0]
+            if session.state is SessionState.BORROWING:
+                if since + patience > now:
+                    return
+                self._queue.popleft()
+                self._refuse(session, replies.no_lease(self.limit))
+            else:
+                self._queue.popleft()
+
+    def _refuse(self, session: Session, reply: bytes) -> None:
+        arguments, session.waiting = session.waiting, None
+        if arguments:
+            session.become(SessionState.FLOWING)
+            session.peer.write(reply)
+            self._exchange.advance(session)
+        else:  # a request that was not even read: nothing behind it can be
+            session.peer.write(reply)
+            self._exchange.depart(session)
+
+    def _hang_up(self, lease: Lease) -> None:
+        """Closes a leased connection, whatever is going on there."""
+        self._bury(lease)
+        lease.session = None
+        if lease.lane.link is not None:
+            lease.lane.link.hang_up()
+        lease.lane.drop_unsent()
+
+    def _bury(self, lease: Lease) -> None:
+        """The lease is never lent again."""
+        lease.dead = True
+        del self.of[lease.lane]
+        idle = self._idle.get(lease.lane.identity, [])
+        if lease in idle:
+            idle.remove(lease)
+        if not idle:
+            self._idle.pop(lease.lane.identity, None)
