@@ -41,6 +41,9 @@ Lengths = Mapping[tuple[str, str], int]
     type=click.Choice([target.name for target in TARGETS]),
     help="These targets alone. May be repeated.",
 )
+@click.option(
+    "--modern", is_flag=True, help="Clients begin with HELLO 3 and SELECT 1 (but twemproxy's: it has neither)."
+)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, writable=True), help="Write all figures here too.")
 def main(  # noqa: PLR0913, PLR0917 - one for each flag
     rounds: int | None,
@@ -48,6 +51,7 @@ def main(  # noqa: PLR0913, PLR0917 - one for each flag
     quick: bool,
     only: tuple[str, ...],
     target: tuple[str, ...],
+    modern: bool,
     json_path: str | None,
 ) -> None:
     """Measure what a command costs: directly, through coalesce, and through twemproxy and haproxy if installed."""
@@ -63,6 +67,7 @@ def main(  # noqa: PLR0913, PLR0917 - one for each flag
             rounds=rounds or (1 if quick else 5),
             seconds=seconds or (0.4 if quick else 0.6),
             memory=not only or MEMORY in only,
+            modern=modern,
         )
     except BenchError as error:
         raise click.ClickException(str(error)) from error
@@ -80,8 +85,14 @@ def main(  # noqa: PLR0913, PLR0917 - one for each flag
         Path(json_path).write_text(json.dumps(report.as_json(machine, results, judgements), indent=2) + "\n")
 
 
-def _measure_all(
-    scenarios: Sequence[Scenario], targets: Sequence[Target], *, rounds: int, seconds: float, memory: bool
+def _measure_all(  # noqa: PLR0913 - one for each flag
+    scenarios: Sequence[Scenario],
+    targets: Sequence[Target],
+    *,
+    rounds: int,
+    seconds: float,
+    memory: bool,
+    modern: bool,
 ) -> Results:
     results = Results()
     limit = raise_descriptor_limit()
@@ -98,7 +109,7 @@ def _measure_all(
                 if target is not DIRECT:
                     _say(f"memory of {IDLE_CLIENTS:,} idle clients: {target.name}")
                     results.idle_client_bytes[target.name] = idle_client_bytes(ground, target, IDLE_CLIENTS)
-        lengths = _lengths(ground, scenarios, targets, seconds)
+        lengths = _lengths(ground, scenarios, targets, seconds, modern=modern)
         for number in range(rounds):
             found: Round = {}
             results.rounds.append(found)
@@ -106,11 +117,14 @@ def _measure_all(
                 _say(f"round {number + 1} of {rounds}: {scenario.name} clients")
                 for target in _rotated([it for it in scenario.targets if it in targets], number):
                     key = scenario.name, target.name
-                    found[key] = measure(ground, sampler, scenario, target, lengths[key])
+                    greets = modern and target.modern
+                    found[key] = measure(ground, sampler, scenario, target, lengths[key], greets)
     return results
 
 
-def _lengths(ground: Rig, scenarios: Sequence[Scenario], targets: Sequence[Target], seconds: float) -> Lengths:
+def _lengths(
+    ground: Rig, scenarios: Sequence[Scenario], targets: Sequence[Target], seconds: float, *, modern: bool
+) -> Lengths:
     """How many commands come to `seconds`: a fast target needs a multiple of a slow one's for an equally long run.
 
     The trial runs for it are the warm-up too, of the machine and of the keys.
@@ -123,7 +137,8 @@ def _lengths(ground: Rig, scenarios: Sequence[Scenario], targets: Sequence[Targe
                 continue
             with visiting(ground, scenario, target) as visit:
                 # Connecting 5,000 clients takes seconds, and with 200 the rate is much the same.
-                per_second = trial(visit.address, TWO_HUNDRED if scenario is MANY else scenario)
+                shape = TWO_HUNDRED if scenario is MANY else scenario
+                per_second = trial(visit.address, shape, greets=modern and target.modern)
             lengths[scenario.name, target.name] = max(round(per_second * seconds), scenario.least_commands)
     return lengths
 

@@ -11,7 +11,8 @@ from timeit import repeat
 from typing import TYPE_CHECKING
 
 from coalesce.core.exchange import Exchange
-from coalesce.core.lane import Identity, Lane, Limits
+from coalesce.core.identity import Identity
+from coalesce.core.lane import Lane, Limits
 from coalesce.core.resp import pack
 
 if TYPE_CHECKING:
@@ -34,19 +35,31 @@ class Peer:
     def write(self, data: bytes) -> None:
         """What the socket would do is not the matter here."""
 
-    def read(self, wanted: bool) -> None:
+    write_more = write
+
+    def read(self, wanted: bool, end: bool) -> None:
         """It sends when this program says so."""
 
     def close(self) -> None:
         raise AssertionError("nobody closes in here")
 
-    def lease(self, identity: Identity, name: bytes, pending: bytes) -> None:
-        raise AssertionError(f"{pending!r} of {name!r} as {identity} should ride")
+    def pin(self, lane: Lane, pending: bytes) -> None:
+        raise AssertionError(f"{pending!r} should ride, not be pinned to {lane!r}")
+
+
+class Link:
+    """An upstream that takes everything and says nothing."""
+
+    def send(self, batch: bytes) -> None:
+        """Where it goes is not the matter here."""
+
+    def hang_up(self) -> None:
+        raise AssertionError("nobody hangs up in here")
 
 
 def connected_lane(exchange: Exchange) -> Lane:
     lane = exchange.lane(BASE)
-    exchange.connected(lane, lambda _: None, 1.0)
+    exchange.connected(lane, Link(), 1.0)
     return lane
 
 

@@ -37,14 +37,18 @@ class Measurement:
     mean_batch: float | None
 
 
-def measure(rig: Rig, sampler: Sampler, scenario: Scenario, target: Target, count: int) -> Measurement:
+def measure(  # noqa: PLR0913, PLR0917 - what, where, how much
+    rig: Rig, sampler: Sampler, scenario: Scenario, target: Target, count: int, greets: bool
+) -> Measurement:
     """`count` of each command."""
     with visiting(rig, scenario, target) as visit:
         clock = CpuClock(visit.proxy.pid) if visit.proxy else None
-        runs = [drive(Load(visit.address, scenario, command, count), sampler, clock) for command in COMMANDS]
+        runs = [drive(Load(visit.address, scenario, command, count, greets), sampler, clock) for command in COMMANDS]
         latencies = [(run.p50_us, run.p99_us) for run in runs]
         if scenario.one_core:
-            latencies = [_p50_and_p99(lone_latencies(visit.address, command, count // 2)) for command in COMMANDS]
+            latencies = [
+                _p50_and_p99(lone_latencies(visit.address, command, count // 2, greets=greets)) for command in COMMANDS
+            ]
     return Measurement(
         upstream_cpu_us=_per_command_us(runs, sum(run.upstream_ns for run in runs)),
         proxy_cpu_us=_per_command_us(runs, sum(run.proxy_ns for run in runs)) if visit.proxy else None,

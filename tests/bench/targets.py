@@ -67,6 +67,8 @@ class Target:
     program: str | None = None
     # Whether it tells on its last line what it batched.
     batches: bool = False
+    # Whether it takes HELLO and SELECT.
+    modern: bool = True
 
 
 @contextmanager
@@ -112,7 +114,7 @@ def _haproxy(rig: Rig) -> Iterator[Visit]:
 DIRECT = Target("direct", _direct)
 COALESCE_TCP = Target("coalesce-tcp", partial(_coalesce, unix=False), batches=True)
 COALESCE_UNIX = Target("coalesce-unix", partial(_coalesce, unix=True), batches=True)
-TWEMPROXY = Target("twemproxy", _twemproxy, program="nutcracker")
+TWEMPROXY = Target("twemproxy", _twemproxy, program="nutcracker", modern=False)
 HAPROXY = Target("haproxy", _haproxy, program="haproxy")
 TARGETS = (DIRECT, COALESCE_TCP, COALESCE_UNIX, TWEMPROXY, HAPROXY)
 
