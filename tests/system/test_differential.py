@@ -162,15 +162,15 @@ def running_pair(executable: Executable, password: str | None = None) -> Iterato
 
 
 @pytest.fixture(scope="module")
-def open_pair(executable: Executable) -> Iterator[Pair]:
-    with running_pair(executable) as pair:
+def open_pair(steady_executable: Executable) -> Iterator[Pair]:
+    with running_pair(steady_executable) as pair:
         yield pair
 
 
 @pytest.fixture(scope="module")
-def locked_pair(executable: Executable) -> Iterator[Pair]:
+def locked_pair(steady_executable: Executable) -> Iterator[Pair]:
     """Both servers want a password."""
-    with running_pair(executable, "sesame") as pair:
+    with running_pair(steady_executable, "sesame") as pair:
         yield pair
 
 

@@ -30,7 +30,17 @@ from .processes import (
 from .wire import Wire, bulk, pack, split_replies
 
 if TYPE_CHECKING:
-    from .processes import Coalesce
+    from .processes import Coalesce, Executable
+
+
+OLDEST, *_, NEWEST = sorted((found for found in executables() if "valkey" not in found.name), key=lambda it: it.version)
+
+
+@pytest.fixture(scope="session", params=[OLDEST, NEWEST], ids=str)
+def executable(request: pytest.FixtureRequest) -> Executable:
+    """The faults are ours to bear, whichever server it is: the oldest Redis and the newest are enough."""
+    return request.param
+
 
 PONG = b"+PONG\r\n"
 BUSY_FOR_EVER = "redis.log(redis.LOG_WARNING, ARGV[1]) while true do end"
@@ -487,3 +497,42 @@ def test_made_up_identities_do_not_open_connections_without_end(upstream):
             return int(control.ask("INFO", "clients").partition(few)[2].split(b"\r\n")[0]) <= 8 + 2
 
         assert eventually(connected)
+
+
+def test_many_who_have_not_authenticated(executable):
+    """A server closes a connection whose unauthenticated client is owed more than its shrunken reply buffer holds."""
+    with (
+        running_server(executable, "--requirepass", "pw") as server,
+        running_coalesce(server.url) as coalesce,
+        contextlib.ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(coalesce.connect()) for _ in range(300)]
+        for _ in range(3):
+            for client in clients:
+                client.send(pack("GET", "k") * 30)
+            for client in clients:
+                assert client.replies(30) == [b"-NOAUTH Authentication required.\r\n"] * 30
+
+
+def test_a_password_that_is_no_longer_good_answers_nobody_else(executable):
+    """Redis from 7.2 on drops the reply to a failed AUTH behind others: the lane may not lose its place for that."""
+    with (
+        running_server(executable) as server,
+        running_coalesce(server.url) as coalesce,
+        contextlib.ExitStack() as stack,
+    ):
+        control = stack.enter_context(server.connect())
+        assert control.ask("ACL", "SETUSER", "ada", "on", ">old", "~*", "+@all") == b"+OK\r\n"
+        riders = [stack.enter_context(coalesce.connect()) for _ in range(20)]
+        for rider in riders:
+            assert rider.ask("AUTH", "ada", "old") == b"+OK\r\n"
+        assert control.ask("ACL", "SETUSER", "ada", "resetpass", ">new") == b"+OK\r\n"
+        late = [stack.enter_context(coalesce.connect()) for _ in range(20)]
+        for turn in range(20):
+            for number, (rider, newcomer) in enumerate(zip(riders, late, strict=True)):
+                rider.send(pack("ECHO", f"{number}-{turn}"))
+                newcomer.send(pack("AUTH", "ada", "old") + pack("HELLO", 3, "AUTH", "ada", "old"))
+            for number, rider in enumerate(riders):
+                assert rider.reply() == bulk(f"{number}-{turn}")
+            for newcomer in late:
+                assert [reply[:10] for reply in newcomer.replies(2)] == [b"-WRONGPASS"] * 2

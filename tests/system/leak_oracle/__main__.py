@@ -1,0 +1,43 @@
+"""The command line: `python -m tests.system.leak_oracle`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from tests.system.processes import executables
+
+from .oracle import Plan, run_oracle
+from .run import LeftBehindError, LostElementError, WrongReplyError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="No reply ever reaches the wrong client: try to prove it wrong.")
+    parser.add_argument("--replies", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--kill-every", type=float, default=5.0, metavar="SECONDS", help="0: never")
+    parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--max-leases", type=int, metavar="N", help="coalesce's option; few make clients queue")
+    parser.add_argument("--story-share", type=float, default=0.05, help="how often a client needs its own connection")
+    parser.add_argument("--direct", action="store_true", help="without coalesce: what fails then is the oracle's fault")
+    parser.add_argument("--server", choices=[str(each) for each in executables()], default=str(executables()[-1]))
+    chosen = parser.parse_args()
+    settings = vars(chosen)
+    server = settings.pop("server")
+    executable = next(each for each in executables() if str(each) == server)
+    print(f"{executable}, seed {chosen.seed}", flush=True)
+    begin = time.monotonic()
+    try:
+        tally = run_oracle(executable, Plan(**settings))
+    except* (WrongReplyError, LeftBehindError, LostElementError) as wrong:
+        for each in wrong.exceptions:
+            print(f"LEAK or loss: {each}", file=sys.stderr)
+        raise
+    seconds = time.monotonic() - begin
+    print(f"{tally}\nnot one wrong reply, {seconds:.0f} s, {tally.replies / seconds:.0f} replies a second")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
