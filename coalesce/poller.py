@@ -113,14 +113,19 @@ class Poller:
         fd = self._epoll.fileno()
         while True:
             await trio.lowlevel.wait_readable(fd)
-            self.drain(flush)
+            if self.drain(flush):
+                # Who was given something to do begins with it before anybody here lingers.
+                await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
         """To be called when every member has been removed."""
         self._epoll.close()
 
-    def drain(self, flush: Callable[[float], None]) -> None:
-        """Takes what is ready as long as much is, so that batches grow with the load; what is alone leaves at once."""
+    def drain(self, flush: Callable[[float], None]) -> bool:
+        """Takes what is ready as long as much is, so that batches grow with the load; what is alone leaves at once.
+
+        True when it ended because another task was given something to do.
+        """
         poll = self._epoll.poll
         members = self._members
         now = perf_counter()
@@ -145,12 +150,12 @@ class Poller:
                 flush(now)
                 gathered = now + _GATHER
             if now > turn_ends or self._turn_is_over:
-                self._turn_is_over = False
                 flush(now)
-                return
+                given_away, self._turn_is_over = self._turn_is_over, False
+                return given_away
             if few:
                 if not (may_linger and self._little) or (timeout and not events):
-                    return
+                    return False
                 timeout = _LINGER
             else:
                 timeout = 0.0

@@ -151,11 +151,6 @@ class Side:
         """How many connections are."""
         return len(re.findall(rb" flags=[a-zA-Z]*b", self.control.ask("CLIENT", "LIST")))
 
-    def has_fewer(self, replies: int, connection: int) -> bool:
-        """Whether fewer replies than these have come, now that all is at rest."""
-        self.settle()
-        return len(split_replies(self._heard[connection].data)[0]) < replies
-
     def wait_for(self, replies: int, connection: int, blocked: int) -> None:
         """Until as many replies are there, and as many connections still blocked; or they won't be."""
         until = time.monotonic() + TIMED
@@ -256,9 +251,8 @@ class Sides:
             self.direct.wait_while_blocked(step.connection)
         expected = self.direct.take()
         self.through.write(step)
-        due = len(expected[step.connection][0])
-        if step.waits or self.through.has_fewer(due, step.connection):  # rest may have been seen where there was none
-            self.through.wait_for(due, step.connection, self.direct.blocked())
+        if step.waits:
+            self.through.wait_for(len(expected[step.connection][0]), step.connection, self.direct.blocked())
         got = self.through.take()
         for connection, (replies, rest, closed) in expected.items():
             more, other_rest, other_closed = got[connection]
