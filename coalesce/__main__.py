@@ -81,6 +81,7 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
 @_option("--outbox-limit", click.IntRange(min=1), "Bytes of replies kept for a client that does not read.")
 @_option("--upstream-wait", click.FloatRange(min=0), "Seconds that requests wait for a lost upstream.")
 @_option("--connect-timeout", click.FloatRange(min=0, min_open=True), "Seconds for one attempt to connect.")
+@_option("--max-dials", click.FloatRange(min=0, min_open=True), "Attempts to connect in a second.")
 @_option("--drain-timeout", click.FloatRange(min=0), "Seconds to finish what is owed after SIGTERM or SIGINT.")
 @click.version_option(version("coalesce"), prog_name="coalesce")
 def command(upstream: Upstream | str, listen: tuple[Address, ...], **limits: float) -> None:

@@ -115,6 +115,9 @@ class Config:
     upstream_wait: float = 5.0
     # Seconds for one attempt: connect and handshake.
     connect_timeout: float = 5.0
+    # Attempts to connect in a second, beyond a burst of 100: thousands of clients may want a connection at once, and an
+    # upstream that has just come back pays for each one, with TLS a millisecond.
+    max_dials: float = 500.0
     # Seconds: see `Limits.hold_below`. Not on the command line: no user could know better.
     hold_below: float = Limits().hold_below
     # Seconds. Kubernetes kills 30 s after SIGTERM.

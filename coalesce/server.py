@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from coalesce.core.errors import UpstreamError
 from coalesce.core.exchange import Exchange, Totals
 from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, Limits
+from coalesce.dial import DialError, Dialler, Refused
 from coalesce.downstream import Clients, close_listener, open_listener
 from coalesce.pin import Pin
 from coalesce.poller import Poller
-from coalesce.upstream import Connection, Refused, dial, keep, reason
+from coalesce.upstream import Connection, keep
 
 if TYPE_CHECKING:
     import socket
@@ -80,6 +80,7 @@ class Server:
         self._config = config
         upstream = config.upstream
         self._poller = Poller()
+        self._dialler = Dialler(config)
         self._nursery: trio.Nursery | None = None
         self._new_lanes: list[Lane] = []
         self._pins: set[Pin] = set()
@@ -100,7 +101,11 @@ class Server:
         listeners = self._listen()
         where = ", ".join(str(address) for _, address in listeners)
         clean = False
-        with closing(self._poller), trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with (
+            closing(self._poller),
+            closing(self._dialler),
+            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+        ):
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._poller.run, self._exchange.flush)
@@ -111,10 +116,12 @@ class Server:
                 nursery.start_soon(self._accept, [sock for sock, _ in listeners], accepting)
                 log.info("listening on %s; upstream %s (%s)", where, self._config.upstream.address, software)
                 task_status.started([address for _, address in listeners])
-                await anext(signals)
-                accepting.cancel()
-                clean = await self._drain(signals)
-                self._clients.close_all()
+                try:
+                    await anext(signals)
+                    accepting.cancel()
+                    clean = await self._drain(signals)
+                finally:
+                    self._clients.close_all()
                 nursery.cancel_scope.cancel()
         shared, leased = (self._exchange.totals(exclusive=exclusive) for exclusive in (False, True))
         return Summary(shared, leased, self._clients.accepted, clean)
@@ -123,16 +130,11 @@ class Server:
         """Dials once before anything else: whoever starts coalesce wants to know at once when that can't work."""
         upstream = self._config.upstream
         try:
-            with trio.fail_after(self._config.connect_timeout):
-                dialled = await dial(upstream.address, self._exchange.base, CONNECTION_NAME)
-        except trio.TooSlowError:
-            raise StartError(
-                f"upstream {upstream.address}: no connection within {self._config.connect_timeout:g} s"
-            ) from None
+            dialled = await self._dialler.dial(self._exchange.base, CONNECTION_NAME)
         except Refused as refusal:
             raise StartError(f"upstream {upstream.address} refused: {refusal}") from None
-        except (OSError, UpstreamError) as problem:
-            raise StartError(f"can't reach upstream {upstream.address}: {reason(problem)}") from None
+        except DialError as problem:
+            raise StartError(f"can't reach upstream {upstream.address}: {problem}") from None
         dialled.sock.close()
         self._exchange.lane(self._exchange.base).authenticated = dialled.authenticated
         return dialled.software
@@ -158,7 +160,7 @@ class Server:
         if self._nursery is None:
             self._new_lanes.append(lane)  # the base lane, made before anything runs
         else:
-            self._nursery.start_soon(keep, lane, self._exchange, self._poller, self._config)
+            self._nursery.start_soon(keep, lane, self._exchange, self._poller, self._dialler, self._config)
             self._poller.end_turn()
 
     def _start_pin(self, sock: socket.socket, unsent: bytes, lane: Lane, pending: bytes) -> None:
@@ -186,6 +188,7 @@ class Server:
     async def _expire(self) -> None:
         while True:
             await trio.sleep(_EXPIRE_EVERY)
+            self._dialler.expire()
             self._exchange.expire(perf_counter(), self._config.upstream_wait)
             self._exchange.flush(perf_counter())
 

@@ -499,6 +499,27 @@ def test_made_up_identities_do_not_open_connections_without_end(upstream):
         assert eventually(connected)
 
 
+def test_a_wrong_password_costs_no_connection(executable):
+    """However often it is tried; and a right one is still taken after it."""
+    with running_server(executable) as server, running_coalesce(server.url) as coalesce, server.connect() as control:
+        assert control.ask("ACL", "SETUSER", "ada", "on", ">pw", "~*", "+@all") == b"+OK\r\n"
+
+        def connections() -> int:
+            return int(control.ask("INFO", "stats").partition(b"total_connections_received:")[2].split(b"\r\n")[0])
+
+        with coalesce.connect() as wire:
+            assert wire.ask("SET", "k", "v") == b"+OK\r\n"
+            before = connections()
+            for number in range(50):
+                assert wire.ask("AUTH", "ada", f"wrong{number}").startswith(b"-WRONGPASS")
+                assert wire.ask("HELLO", 3, "AUTH", "ada", f"other{number}").startswith(b"-WRONGPASS")
+                assert wire.ask("GET", "k") == bulk("v")
+            assert connections() == before + 1
+            assert wire.ask("AUTH", "ada", "pw") == b"+OK\r\n"
+            assert wire.ask("ACL", "WHOAMI") == bulk("ada")
+            assert connections() == before + 1
+
+
 def test_many_who_have_not_authenticated(executable):
     """A server closes a connection whose unauthenticated client is owed more than its shrunken reply buffer holds."""
     with (

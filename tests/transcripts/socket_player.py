@@ -99,6 +99,8 @@ class Upstream_:  # noqa: N801 (Upstream is the product's)
             if refusal and (request[0] in {b"AUTH", b"SELECT"} or protocol == 3):
                 reply = refusal
             await peer.stream.send_all(reply)
+            if reply == refusal and request[0] == b"AUTH":  # nothing else comes
+                return peer, ""
 
 
 class SocketPlayer:
@@ -172,8 +174,7 @@ class SocketPlayer:
                 assert not step.rest or became == step.rest
             case "u", "refuses":
                 refused, _ = await self._upstream.accept(step.data)
-                await refused.expect_close()
-                await refused.stream.aclose()
+                await refused.stream.aclose()  # or the next dial might use it, which the script takes for a new one
             case "u", "lost":
                 await self._peers.pop(who).reset()
             case _:

@@ -1,0 +1,267 @@
+"""New connections to the upstream: resolve, connect, become an identity. At no more than so many a second."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+import socket
+from time import perf_counter
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from coalesce.config import UnixAddress
+from coalesce.core.errors import UpstreamError
+from coalesce.core.resp import CRLF, pack, reply_end
+
+if TYPE_CHECKING:
+    from coalesce.config import Address, Config
+    from coalesce.core.identity import Identity
+
+log = logging.getLogger("coalesce")
+
+# Seconds between two attempts: the first at once, then doubled up to the last, each times 0.5 to 1 by chance.
+_FIRST_BACKOFF = 0.05
+_LAST_BACKOFF = 1.0
+# Dials that may come at once, before the limit of a second counts.
+_BURST = 100
+# Connections kept that the upstream refused an identity on, and for how many seconds. Each is as good as new.
+_SPARES = 16
+_SPARE_FOR = 10.0
+
+
+class Refused(Exception):
+    """The upstream refused an identity; `reply` is what it said."""
+
+    def __init__(self, reply: bytes) -> None:
+        super().__init__(reply[1:].partition(CRLF)[0].decode("latin-1"))
+        self.reply = reply
+
+
+class DialError(Exception):
+    """No connection, for a reason in a few words that name no address: clients are told, too."""
+
+
+class Dialled(NamedTuple):
+    """A connection that runs as the identity asked for, with nothing owed on it."""
+
+    sock: socket.socket
+    round_trip: float  # seconds
+    authenticated: bool
+    version: tuple[int, ...] | None  # None: it does not say, or not yet
+    software: str  # "redis 7.0.15"
+    bulk_limit: int | None  # bytes; None: not asked, or it does not say
+
+
+class Dialler:
+    """Dials one upstream. Addresses are resolved for each dial; all that a name has are tried."""
+
+    def __init__(self, config: Config) -> None:
+        self._address = config.upstream.address
+        self._timeout = config.connect_timeout
+        self._patience = config.upstream_wait
+        self._interval = 1 / config.max_dials
+        self._next = 0.0  # when the next dial would have its turn, if none might come early
+        self._spares: list[tuple[trio.SocketStream, float]] = []  # ... and since when
+
+    async def dial(self, identity: Identity, name: bytes, *, ask: bool = False, ends: float | None = None) -> Dialled:
+        """One attempt; the caller owns the socket, which does not block. Raises Refused and DialError.
+
+        It ends after the time that one attempt may take, or at `ends` (trio's clock). With `ask`, the upstream is asked
+        for its limit, too. Nothing else is done that a user may be forbidden: each refusal would be in its ACL LOG.
+        """
+        await self._turn()
+        timeout = trio.current_time() + self._timeout
+        try:
+            with trio.fail_at(timeout if ends is None else min(ends, timeout)):
+                return await self._attempt(identity, name, ask=ask)
+        except trio.TooSlowError:
+            raise DialError("no answer to the attempt to connect") from None
+        except (OSError, UpstreamError) as problem:
+            raise DialError(_reason(problem)) from problem
+
+    async def dial_patiently(self, identity: Identity, name: bytes) -> Dialled:
+        """Dials until it works, or for as long as requests may wait. Raises Refused at once, and DialError then."""
+        patience_ends = trio.current_time() + self._patience
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await self.dial(identity, name)
+            except DialError as problem:
+                log.warning("can't connect to %s for one client: %s", self._address, problem)
+                wait = pause(attempt)
+                if trio.current_time() + wait > patience_ends:
+                    raise
+            await trio.sleep(wait)
+
+    def expire(self) -> None:
+        """Closes the spare connections that nobody has used for some time."""
+        while self._spares and self._spares[0][1] + _SPARE_FOR < trio.current_time():
+            self._spares.pop(0)[0].socket.close()
+
+    def close(self) -> None:
+        """Closes all spare connections."""
+        for stream, _ in self._spares:
+            stream.socket.close()
+        self._spares.clear()
+
+    async def _turn(self) -> None:
+        """Waits until there may be one dial more."""
+        now = trio.current_time()
+        self._next = max(self._next, now - _BURST * self._interval) + self._interval
+        await trio.sleep_until(max(now, self._next))
+
+    async def _attempt(self, identity: Identity, name: bytes, *, ask: bool) -> Dialled:
+        if identity.password is not None and self._spares:
+            stream, _ = self._spares.pop()
+            try:
+                return await self._become(stream, identity, name, ask=ask)
+            except OSError as problem:
+                log.debug("a spare connection was of no use: %s", problem)
+        return await self._become(await _connect(self._address), identity, name, ask=ask)
+
+    async def _become(self, stream: trio.SocketStream, identity: Identity, name: bytes, *, ask: bool) -> Dialled:
+        """Makes a fresh connection run as the identity.
+
+        A wrong password costs no connection: AUTH goes first and alone, and when it fails, it has changed nothing.
+        """
+        kept = False
+        try:
+            if identity.password is not None:
+                who = [] if identity.username is None else [identity.username]
+                try:
+                    _check(await _converse(stream, [[b"AUTH", *who, identity.password]]), 1)
+                except Refused:
+                    kept = self._keep(stream)
+                    raise
+            return await _shake_hands(stream, identity, name, ask=ask)
+        except BaseException:
+            if not kept:
+                stream.socket.close()
+            raise
+
+    def _keep(self, stream: trio.SocketStream) -> bool:
+        """Whether the connection is kept for another dial."""
+        if len(self._spares) >= _SPARES:
+            return False
+        self._spares.append((stream, trio.current_time()))
+        return True
+
+
+def pause(attempt: int) -> float:
+    """Seconds to wait after so many failed attempts."""
+    return attempt and min(_FIRST_BACKOFF * 2.0 ** (attempt - 1), _LAST_BACKOFF) * random.uniform(0.5, 1)  # noqa: S311 (no secret)
+
+
+async def _connect(address: Address) -> trio.SocketStream:
+    if isinstance(address, UnixAddress):
+        return await trio.open_unix_socket(address.path)
+    return await trio.open_tcp_stream(address.host, address.port)
+
+
+async def _shake_hands(stream: trio.SocketStream, identity: Identity, name: bytes, *, ask: bool) -> Dialled:
+    """The rest of the identity's requests, and questions whose answers may be errors, in one write."""
+    hello = [b"HELLO", b"%d" % identity.protocol, *([b"SETNAME", name] if name else [])]
+    become = []
+    if identity.database:
+        become.append([b"SELECT", b"%d" % identity.database])
+    if identity.protocol == 3:
+        become.append(hello)
+    questions = [hello] if identity.protocol == 2 else []
+    if ask:
+        questions.append([b"CONFIG", b"GET", b"proto-max-bulk-len"])
+    start = perf_counter()
+    replies = await _converse(stream, become + questions)
+    round_trip = perf_counter() - start
+    _check(replies, len(become))
+    greeting = replies[-1 - ask]
+    sock = socket.socket(fileno=stream.socket.detach())
+    sock.setblocking(False)
+    if sock.family != socket.AF_UNIX:
+        # A host that died, or a path that was lost, says nothing. Seconds: noticed within 30, idle or not.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+    server, version = _greeted(greeting)
+    return Dialled(
+        sock,
+        round_trip,
+        authenticated=not greeting.startswith(b"-NOAUTH"),
+        version=tuple(map(int, version.split("."))) if version else None,
+        software=f"{server} {version}" if version else "version unknown",
+        bulk_limit=_bulk_limit(replies[-1]) if ask else None,
+    )
+
+
+async def _converse(stream: trio.SocketStream, requests: list[list[bytes]]) -> list[bytes]:
+    """As many replies as requests."""
+    try:
+        await stream.send_all(b"".join(pack(request) for request in requests))
+        return await _read_replies(stream, len(requests))
+    except trio.BrokenResourceError as problem:
+        raise ConnectionError(f"connection lost in the handshake: {problem.__cause__ or problem}") from problem
+
+
+def _check(replies: list[bytes], become: int) -> None:
+    """Raises Refused for an error among the first `become`, UpstreamError where a later attempt may fare better."""
+    for number, reply in enumerate(replies):
+        if reply.startswith(_FULL) or (number < become and reply.partition(b" ")[0] in _TRANSIENT):
+            raise UpstreamError(reply[1:].strip().decode("latin-1"))
+        if number < become and reply.startswith(b"-"):
+            raise Refused(reply)
+
+
+async def _read_replies(stream: trio.SocketStream, count: int) -> list[bytes]:
+    data = b""
+    replies: list[bytes] = []
+    position = 0
+    while len(replies) < count:
+        chunk = await stream.receive_some()
+        if not chunk:
+            last = data[position:].decode("latin-1").strip()
+            raise ConnectionError(f"hung up in the handshake{': ' + last if last else ''}")
+        data += chunk
+        while len(replies) < count and position < len(data) and (end := reply_end(data, position)) >= 0:
+            replies.append(data[position:end])
+            position = end
+    if position < len(data):
+        raise UpstreamError("more replies than requests in the handshake")
+    return replies
+
+
+# What an upstream says that could soon say something else. (A client that connected now would be told the same, and
+# would try again.)
+_FULL = b"-ERR max number of clients reached"
+_TRANSIENT = {b"-BUSY", b"-LOADING", b"-MASTERDOWN", b"-TRYAGAIN"}
+
+
+def _bulk_limit(reply: bytes) -> int | None:
+    """From the reply to CONFIG GET, an array or a map of one pair."""
+    lines = reply.split(CRLF)
+    return int(lines[4]) if len(lines) == 6 and re.fullmatch(rb"[0-9]{1,18}", lines[4]) else None
+
+
+def _greeted(reply: bytes) -> tuple[str, str]:
+    """The server's name and version, from the reply to HELLO; empty where it says neither."""
+    found = re.search(rb"\r\nserver\r\n\$\d+\r\n(\w+)\r\n\$7\r\nversion\r\n\$\d+\r\n(\d+(?:\.\d+)*)\r\n", reply)
+    return (found[1].decode("latin-1"), found[2].decode("latin-1")) if found else ("", "")
+
+
+def _reason(problem: Exception) -> str:
+    """Why the upstream could not be reached.
+
+    trio wraps one error for each address tried; the first tells enough.
+    """
+    cause = problem.__cause__
+    if isinstance(cause, ExceptionGroup):
+        problem = cause.exceptions[0]
+    elif isinstance(cause, OSError):
+        problem = cause
+    if isinstance(problem, OSError) and problem.errno is not None and not isinstance(problem, socket.gaierror):
+        return os.strerror(problem.errno)
+    return (problem.strerror if isinstance(problem, OSError) else None) or str(problem) or repr(problem)
