@@ -499,6 +499,27 @@ def test_made_up_identities_do_not_open_connections_without_end(upstream):
         assert eventually(connected)
 
 
+def test_an_upstream_that_is_full_is_asked_again(executable):
+    """What it says to a connection too many comes unasked, and is not the reply to anything."""
+    with (
+        running_server(executable) as server,
+        running_coalesce(server.url) as coalesce,
+        server.connect() as control,
+        coalesce.connect() as wire,
+    ):
+        assert wire.ask("SET", "k", "v") == b"+OK\r\n"
+        assert control.ask("CONFIG", "SET", "maxclients", 2) == b"+OK\r\n"  # the lane, and the control
+        wire.send(pack("MULTI") + pack("GET", "k"))
+
+        def refused() -> bool:
+            stats = control.ask("INFO", "stats")
+            return int(stats.partition(b"rejected_connections:")[2].split(b"\r\n")[0]) >= 2
+
+        assert eventually(refused)
+        assert control.ask("CONFIG", "SET", "maxclients", 100) == b"+OK\r\n"
+        assert wire.replies(2) == [b"+OK\r\n", b"+QUEUED\r\n"]
+
+
 def test_a_wrong_password_costs_no_connection(executable):
     """However often it is tried; and a right one is still taken after it."""
     with running_server(executable) as server, running_coalesce(server.url) as coalesce, server.connect() as control:
