@@ -194,7 +194,7 @@ class Server:
 
     async def _drain(self, signals: AsyncIterator[int]) -> bool:
         """Finishes what is owed. False when the deadline or a second signal came first."""
-        log.info("draining: %d clients, %d with a connection of their own", self._clients.shared, len(self._pins))
+        log.info("draining: %d clients, %d of them pinned", self._clients.shared + len(self._pins), len(self._pins))
         self._draining = True
         self._clients.read_last()
         self._exchange.drain()

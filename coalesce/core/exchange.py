@@ -51,9 +51,9 @@ class Totals(NamedTuple):
     largest: int = 0  # batch
 
     def and_(self, lane: Lane) -> Totals:
-        """One lane more."""
+        """One lane more; one that has carried nothing was refused, or had no upstream."""
         return Totals(
-            self.lanes + 1,
+            self.lanes + (lane.commands > 0),
             self.commands + lane.commands,
             self.batches + lane.batches,
             max(self.largest, lane.largest),
@@ -226,8 +226,8 @@ class Exchange:
             session.reader = None
         if session.state is SessionState.FLOWING:
             session.rewire()
-            if self.draining:
-                self._end(session, b"")
+        if self.draining and session.state in {SessionState.FLOWING, SessionState.LEASED}:
+            self._end(session, b"")
         if session.ended:
             self._look_at_end(session)
 
@@ -478,7 +478,7 @@ class Exchange:
     # --- connections of their own ---
 
     def _borrow(self, session: Session, arguments: list[bytes]) -> None:
-        if self.draining:
+        if self.draining and _is_endless(arguments):
             self.depart(session)
         else:
             self.leases.borrow(session, arguments)
@@ -668,11 +668,12 @@ class Exchange:
         self.draining = True
         for session in self.sessions:
             lease = session.lease
-            if session.state in {SessionState.BORROWING, SessionState.PINNING} or (
-                lease is not None and (lease.blocking or lease.stream is not None)
-            ):
+            waits_for_ever = session.state is SessionState.BORROWING and _is_endless(session.waiting)
+            if waits_for_ever or (lease is not None and (lease.blocking or isinstance(lease.stream, Subscriber))):
                 self.depart(session)
-            elif session.reading:
+            elif session.state is SessionState.PINNING:
+                self._pin(session, None)  # the upstream is told that no more comes, and decides
+            elif session.state in {SessionState.FLOWING, SessionState.LEASED}:
                 self._end(session, b"")
 
 
@@ -686,6 +687,13 @@ def _blocks(arguments: list[bytes] | None) -> bool:
     if not arguments:
         return False
     return arguments[0].upper() in BLOCKING and need_of(arguments) is not Need.RIDE
+
+
+def _is_endless(arguments: list[bytes] | None) -> bool:
+    """Whether a drain can't wait for what a request asks for."""
+    if not arguments:
+        return False
+    return _blocks(arguments) or need_of(arguments) in {Need.SUBSCRIBE, Need.WAIT}
 
 
 class Moving:

@@ -486,8 +486,8 @@ class Client:
     def _may_be_closed(self) -> bool:
         due = self.due
         if due is not None:
-            needs_lease = due[0].upper() in BORROWING | MOVING or not self.state.clean
-            return due[0].upper() == b"POST" or (self.world.exchange.draining and needs_lease)
+            endless = due[0].upper() in SUBSCRIBING | BLOCKING or self.state.subscriptions
+            return due[0].upper() == b"POST" or (self.world.exchange.draining and endless)
         if self.reading_of_said.error is not None:
             return self.world.exchange.draining or self.state.muted
         return self.may_end
@@ -1375,12 +1375,26 @@ def test_a_lease_is_hung_up_in_the_middle_of_a_reply_that_is_passed_on() -> None
     proxy.teardown()
 
 
-def test_a_drain_lends_no_more() -> None:
+def test_a_drain_still_lends_for_what_was_accepted() -> None:
     proxy = Proxy()
+    client = proxy.clients[0]
     proxy.says(who=0, what=[[b"GET"], [b"MULTI"]], inline=False, size=EVERYTHING)
     proxy.drains(sure=5)
-    proxy.passes_a_moment()
-    proxy.passes_a_moment()
+    while client.here:
+        proxy.passes_a_moment()
+    assert client.answered == 2
+    proxy.teardown()
+
+
+def test_a_drain_lends_nothing_to_block_on() -> None:
+    proxy = Proxy()
+    client = proxy.clients[0]
+    proxy.says(who=0, what=[[b"GET"], [b"BLPOP", b"k", b"0"]], inline=False, size=EVERYTHING)
+    proxy.drains(sure=5)
+    while client.here:
+        proxy.passes_a_moment()
+    assert client.answered == 1
+    assert not proxy.exchange.leases.opened
     proxy.teardown()
 
 

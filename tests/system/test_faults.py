@@ -315,6 +315,17 @@ def test_a_drain_finishes_what_is_in_flight(fresh_upstream):
         assert code == 0, stderr
 
 
+def test_a_drain_finishes_what_pins(fresh_upstream):
+    """Its client keeps the connection for good, and gets the reply that it is owed all the same."""
+    with running_coalesce(fresh_upstream.url) as coalesce, coalesce.connect() as client:
+        assert client.ask("PING") == PONG
+        client.send(pack("DEBUG", "SLEEP", "0.3"))
+        coalesce.signal()
+        assert client.rest() == b"+OK\r\n"
+        code, stderr = coalesce.wait()
+        assert code == 0, stderr
+
+
 def test_a_drain_ends_at_its_deadline(fresh_upstream):
     with running_coalesce(fresh_upstream.url, "--drain-timeout", "0.3") as coalesce, coalesce.connect() as client:
         occupy(fresh_upstream, client)
