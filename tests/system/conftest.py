@@ -21,16 +21,6 @@ def executable(request: pytest.FixtureRequest) -> Executable:
     return request.param
 
 
-@pytest.fixture(scope="session", params=[found for found in executables() if found.version < (7, 2)], ids=str)
-def steady_executable(request: pytest.FixtureRequest) -> Executable:
-    """For tests that hold whatever comes to mind against a direct connection.
-
-    Redis 7.2 to 8 drop the reply to a failed AUTH in the middle of a pipeline (redis/redis#15640), which through
-    coalesce is given; Valkey 9 reads malformed requests otherwise than Redis, and coalesce reads them as Redis does.
-    """
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def module_upstream(executable: Executable) -> Iterator[RedisServer]:
     with running_server(executable) as server:

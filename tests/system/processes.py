@@ -71,6 +71,7 @@ class Executable:
 
     path: str
     name: str
+    product: str  # "Redis" or "Valkey"
     version: tuple[int, ...]
 
     def __str__(self) -> str:
@@ -94,10 +95,11 @@ def executables() -> tuple[Executable, ...]:
 
 def _executable(label: str, path: str) -> Executable:
     told = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
-    version = re.search(r"v=([\d.]+)", told)
-    if version is None:
+    found = re.match(r"(Redis|Valkey) server v=([\d.]+)", told)
+    if found is None:
         raise ValueError(f"{path} --version says {told!r}")
-    return Executable(path, f"{label}-{version[1]}", tuple(int(part) for part in version[1].split(".")))
+    product, version = found.groups()
+    return Executable(path, f"{label}-{version}", product, tuple(int(part) for part in version.split(".")))
 
 
 class RedisServer:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from . import conversations
+from .differences import gets_all, share
 from .processes import Coalesce, RedisServer, eventually, running_coalesce, running_server
 from .wire import Wire, bulk, pack, split_replies
 
@@ -143,8 +144,11 @@ def masked(reply: bytes) -> bytes:
     return CONNECTION_ID.sub(rb"\1:<id>\r\n", reply)
 
 
-def byte_by_byte(chunks: Conversation) -> Conversation:
-    return [bytes([byte]) for byte in b"".join(chunks)]
+def byte_by_byte(chunks: Conversation, executable: Executable) -> Conversation:
+    """Or seven by seven, with the servers that get a share only."""
+    data = b"".join(chunks)
+    size = 1 if gets_all(executable) else 7
+    return [data[start : start + size] for start in range(0, len(data), size)]
 
 
 @contextlib.contextmanager
@@ -162,16 +166,25 @@ def running_pair(executable: Executable, password: str | None = None) -> Iterato
 
 
 @pytest.fixture(scope="module")
-def open_pair(steady_executable: Executable) -> Iterator[Pair]:
-    with running_pair(steady_executable) as pair:
+def open_pair(executable: Executable) -> Iterator[Pair]:
+    with running_pair(executable) as pair:
         yield pair
 
 
 @pytest.fixture(scope="module")
-def locked_pair(steady_executable: Executable) -> Iterator[Pair]:
+def locked_pair(executable: Executable) -> Iterator[Pair]:
     """Both servers want a password."""
-    with running_pair(steady_executable, "sesame") as pair:
+    with running_pair(executable, "sesame") as pair:
         yield pair
+
+
+@pytest.fixture(autouse=True)
+def what_is_known_to_differ(request: pytest.FixtureRequest, executable: Executable) -> None:
+    """It has to: where it no longer does, README and this are out of date."""
+    name = request.node.callspec.id.removeprefix(f"{executable}-")
+    whole = "byte_by_byte" not in request.node.name
+    if why := conversations.known_difference(name, executable, whole=whole):
+        request.applymarker(pytest.mark.xfail(reason=why, raises=AssertionError, strict=True))
 
 
 def table(*tables: dict[str, Conversation]) -> pytest.MarkDecorator:
@@ -198,7 +211,7 @@ def test_replies_are_the_same(open_pair, chunks):
 @short(*GOOD, conversations.HELLOS)
 def test_replies_are_the_same_byte_by_byte(open_pair, chunks):
     open_pair.empty()
-    open_pair.compare(byte_by_byte(chunks))
+    open_pair.compare(byte_by_byte(chunks, open_pair.direct.executable))
 
 
 @table(conversations.AUTHS)
@@ -223,7 +236,7 @@ def test_bad_input_gets_the_same_and_harms_nobody(open_pair, chunks):
 @short(conversations.BAD_INPUT)
 def test_bad_input_byte_by_byte(open_pair, chunks):
     open_pair.empty()
-    open_pair.compare(byte_by_byte(chunks))
+    open_pair.compare(byte_by_byte(chunks, open_pair.direct.executable))
     open_pair.bystander_is_well()
 
 
@@ -236,12 +249,13 @@ def test_bad_input_before_auth(locked_pair, chunks):
 
 def compare_at_random(pair: Pair, seeds: range) -> None:
     """All kinds of requests in any order and few writes: who answers what and where must not change the order."""
-    for seed in seeds:
+    executable = pair.direct.executable
+    for seed in seeds[: share(len(seeds), executable)]:
         pair.empty()
         for control in (pair.direct_control, pair.behind_control):
             assert control.ask("SET", "big", b"x" * 400_000) == b"+OK\r\n"
         try:
-            pair.compare(conversations.random_conversation(seed), SMALL if seed % 2 else None)
+            pair.compare(conversations.random_conversation(seed, executable), SMALL if seed % 2 else None)
         except (AssertionError, EOFError, TimeoutError, ConnectionResetError) as error:
             error.add_note(f"random conversation {seed}")
             raise

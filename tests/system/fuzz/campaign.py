@@ -48,7 +48,7 @@ class Campaign:
         if self._words is None:
             sides = self.sides(locked=locked)
             self._words = commands_of(sides.commands()), sides.dumps()
-        return Generator(seed, *self._words, locked=locked).sequence(), locked
+        return Generator(seed, *self._words, self._executable, locked=locked).sequence(), locked
 
     def run(self, steps: list[Step], *, locked: bool) -> None:
         """DifferenceError, with the steps as a note, when the two differ; the next sequence gets new servers then."""

@@ -1,10 +1,10 @@
 """Two servers, one of them behind coalesce; a sequence is held with both, and both have to say the same.
 
-How it is known that all has been said, in any state (a transaction, a subscription, no replies at all): everything
-that takes part has but one thread that works, and that sleeps in epoll only when it has nothing to do. So once each
-process sleeps, and none has run between two looks, whatever was on its way has arrived, and not one byte more will
-come until somebody writes. Blocked commands that end by themselves are the exception: see `Step.waits`. Unix sockets
-everywhere: what has been written to one is there for the reader at once.
+How it is known that all has been said, in any state (a transaction, a subscription, no replies at all): every thread
+that takes part sleeps only when it has nothing to do (in Redis 8, one frees what FLUSHALL leaves behind, and the client
+waits for it). So once all sleep, and none has run between two looks, whatever was on its way has arrived, and not one
+byte more will come until somebody writes. Blocked commands that end by themselves are the exception: see `Step.waits`.
+Unix sockets everywhere: what has been written to one is there for the reader at once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import re
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.system.processes import Executable, RedisServer, running_coalesce, running_server
@@ -41,8 +42,12 @@ class Stillness:
     """Whether some processes have nothing to do."""
 
     def __init__(self, pids: list[int]) -> None:
-        names = ("stat", "schedstat", "wchan")
-        self._files = [os.open(f"/proc/{pid}/{name}", os.O_RDONLY) for pid in pids for name in names]
+        processes = [Path(f"/proc/{pid}") for pid in pids]
+        threads = [thread for process in processes for thread in (process / "task").iterdir()]
+        paths = [process / "wchan" for process in processes]
+        paths += [thread / name for thread in threads for name in ("stat", "schedstat")]
+        self._files = [os.open(path, os.O_RDONLY) for path in paths]
+        self._processes = len(pids)
         self._before: list[bytes] = []
 
     def close(self) -> None:
@@ -55,11 +60,12 @@ class Stillness:
             seen = [os.pread(file, 512, 0) for file in self._files]
         except ProcessLookupError:
             return True  # it has ended, and does nothing any more
-        # Its state; how often it has been given a processor; what it waits for (not a lock; 0 where that is a secret).
-        states = [stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] for stat in seen[::3]]
-        runs = [schedule.split()[2] for schedule in seen[1::3]]
+        # What a process waits for (not a lock; 0 where that is a secret); a thread's state, and how often it has run.
+        places, stats, schedules = seen[: self._processes], seen[self._processes :: 2], seen[self._processes + 1 :: 2]
+        states = [stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] for stat in stats]
+        runs = [schedule.split()[2] for schedule in schedules]
         before, self._before = self._before, [*states, *runs]
-        asleep = set(states) <= {b"S", b"Z"} and all(b"poll" in place or place == b"0" for place in seen[2::3])
+        asleep = set(states) <= {b"S", b"Z"} and all(b"poll" in place or place == b"0" for place in places)
         return before == self._before and asleep
 
     def wait(self) -> None:
@@ -177,8 +183,9 @@ class Side:
     def tidy(self, commands: list[bytes]) -> None:
         self.leave()
         self.settle()
-        self.control.send(b"".join(commands))
-        self.control.replies(len(commands))
+        for command in commands:
+            self.control.send(command)
+            self.control.reply()
 
 
 @dataclass
@@ -223,8 +230,11 @@ class Sides:
 
     def compare(self, steps: list[Step]) -> None:
         """Holds the sequence with both, empty at first. DifferenceError when they differ."""
-        self.direct.tidy(self._tidy)
-        self.through.tidy(self._tidy)
+        try:
+            self.direct.tidy(self._tidy)
+            self.through.tidy(self._tidy)
+        except (OSError, EOFError) as problem:
+            raise DifferenceError(f"before the first step: {problem!r}") from problem
         self.tally.sequences += 1
         asked: dict[int, list[Request]] = {}
         for number, step in enumerate(steps):

@@ -7,12 +7,22 @@ import random
 import re
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from tests.system.differences import (
+    crashes_at_function_flush,
+    drops_auth_errors,
+    ignores_bad_input_behind_blocking,
+    marks_writes_only,
+    may_fail_to_authenticate,
+)
+
 from . import words
 from .compare import parse
 from .steps import Step, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.system.processes import Executable
 
     from .compare import Reply
     from .steps import Request
@@ -39,6 +49,7 @@ TEMPLATES = {
         "replies_off": (words.REPLIES_OFF,),
     }.items()
 }  # fmt: skip
+NEWER = _templates(words.NEWER)
 TRANSACTIONS = _templates(words.TRANSACTIONS)
 # A change to these may have them block for long, or break the server or its users.
 NOT_DAMAGED = {b"ACL", b"CONFIG", b"SPOP", b"SCRIPT", b"FUNCTION", b"SORT", b"CLIENT", b"WAIT", b"WAITAOF", b"SCAN"} | {
@@ -109,12 +120,57 @@ def _closes_without_a_word(request: Request) -> bool:
     return packed(request).upper().startswith((b"POST", b"HOST:"))
 
 
+class Unsaid:
+    """What a server answers otherwise than coalesce in its place, and so is not said to it: see `differences.py`."""
+
+    def __init__(self, executable: Executable) -> None:
+        self._executable = executable
+        self._in_transactions: set[int] = set()  # connections
+        self._without_swapdb: set[int] = set()
+
+    def removed(self, connection: int, requests: list[Request], *, first: bool) -> list[Request]:
+        """Without that; `first`: no reply of this connection can be on its way when these requests are read."""
+        kept: list[Request] = []
+        for request in requests:
+            first_of_all = first and not kept and connection not in self._in_transactions
+            self._look(connection, request)
+            if not self._is_unsaid(connection, request, first=first_of_all):
+                kept.append(request)
+        return kept
+
+    def _look(self, connection: int, request: Request) -> None:
+        arguments = request.split() if isinstance(request, bytes) else request
+        name = arguments[0].upper() if arguments else b""
+        if name == b"MULTI":
+            self._in_transactions.add(connection)
+        if name in {b"EXEC", b"DISCARD", b"RESET"}:
+            self._in_transactions.discard(connection)
+        if b"bob" in arguments:
+            self._without_swapdb.add(connection)
+
+    def _is_unsaid(self, connection: int, request: Request, *, first: bool) -> bool:
+        if isinstance(request, bytes):
+            return request in words.MALFORMED and not first and ignores_bad_input_behind_blocking(self._executable)
+        match [request[0].upper(), *request[1:]]:
+            case [b"WAIT" | b"WAITAOF", *_]:
+                return connection in self._without_swapdb and marks_writes_only(self._executable)
+            case [b"FCALL" | b"FCALL_RO", _, b"0", *_]:  # the library's functions take a key
+                return crashes_at_function_flush(self._executable)
+            case _:
+                return not first and may_fail_to_authenticate(request) and drops_auth_errors(self._executable)
+
+
 class Generator:
     """One sequence."""
 
-    def __init__(self, seed: int, commands: list[Command], dumps: list[bytes], *, locked: bool) -> None:
+    def __init__(
+        self, seed: int, commands: list[Command], dumps: list[bytes], executable: Executable, *, locked: bool
+    ) -> None:
         self.chance = random.Random(seed)
-        self.commands, self.dumps, self.locked = commands, dumps, locked
+        self.commands, self.dumps, self.unsaid, self.locked = commands, dumps, Unsaid(executable), locked
+        names = {command.name for command in commands}
+        newer = [template for template in NEWER if template.split()[0] in names]
+        self.templates = TEMPLATES | {"data": [*TEMPLATES["data"], *filter(None, [newer])]}
         self.ends_by_itself = False  # what blocks: see `words.BLOCKING`
         self.waits = False
         self.endless = False  # somebody may be blocked until somebody else ends it
@@ -159,6 +215,7 @@ class Generator:
             if one_at_a_time:
                 # Who is served in the midst of a pipeline may go on in the midst of it, or behind it: that is open.
                 del requests[(number not in begun) :]
+            requests = self.unsaid.removed(number, requests, first=not one_at_a_time and number not in begun)
             if number in begun:
                 rest, waits = begun.pop(number)
                 if any(_closes_without_a_word(request) for request in requests):
@@ -209,7 +266,7 @@ class Generator:
             return [self._generic()]
         if kind == "odd":
             return [self._odd()]
-        request = self._from(self._any(TEMPLATES[kind]))
+        request = self._from(self._any(self.templates[kind]))
         return [self._damaged(request) if kind in {"data", "identity"} else request]
 
     def _transaction(self) -> list[Request]:

@@ -276,6 +276,26 @@ FCALL put|got|nosuch <nk>
 FCALL_RO put|got <nk>
 """
 
+# Said to servers that have them.
+NEWER = """
+HEXPIRE <h> 100000|-1|<bad> NX|XX|| FIELDS <c> <f>
+HPEXPIRE <h> 99999999999|0 FIELDS <c> <f>
+HEXPIREAT <h> 99999999999|1 FIELDS <c> <f>
+HPEXPIREAT <h> 99999999999999|1 GT|LT|| FIELDS <c> <f>
+HTTL <h> FIELDS <c> <f>
+HPTTL <h> FIELDS <c> <f>
+HEXPIRETIME <h> FIELDS <c> <f>
+HPEXPIRETIME <h> FIELDS <c> <f>
+HPERSIST <h> FIELDS <c> <f>
+HGETDEL <h> FIELDS <c> <f>
+HGETEX <h> EX~100000|PERSIST|| FIELDS <c> <f>
+HSETEX <h> FNX|FXX|| EX~100000|KEEPTTL|| FIELDS <c> <f> <v>
+XDELEX <x> KEEPREF|DELREF|ACKED IDS <c> <id>
+XACKDEL <x> <gr> KEEPREF|DELREF|ACKED IDS <c> <id>
+DELIFEQ <s> <v>
+MSETEX <c> <s> <v> NX|XX|| EX~100000|KEEPTTL||
+"""
+
 SERVER = """
 PING
 PING <v>
@@ -434,6 +454,7 @@ redis.register_function{function_name='got', callback=function(keys, args) retur
 
 UNKNOWN = (b"NOSUCH", b"GETT", b"", b"\x00", b"NO\r\nSUCH", b"n" * 200, b"set ", b"SUBSCRIB", b"MULTI2")
 
+# Nothing in these two that Valkey 9 reads its own way: see `tests/system/differences.py`.
 INLINE = (
     b"PING\r\n", b"PING\n", b"SET s1 v\r\n", b"GET s1\r\n", b'SET s2 "a b\\r\\n"\r\n', b"ECHO 'x y'\r\n", b"\r\n",
     b"  \r\n", b"NOSUCH a b\r\n", b"MULTI\r\n", b"EXEC\r\n", b"SUBSCRIBE c1\r\n", b"GET\r\n", b"HELLO 3\r\n",
