@@ -18,7 +18,7 @@ import trio
 
 from coalesce.config import TcpAddress, UnixAddress
 from coalesce.core.errors import MAX_CLIENTS
-from coalesce.poller import END_OF_INPUT, READABLE, WRITABLE
+from coalesce.poller import END_OF_INPUT, ERROR, HANG_UP, READABLE, WRITABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,8 +51,8 @@ class Client:
     Owns the socket until `pin` hands it on.
     """
 
-    __slots__ = ("_clients", "_closing", "_flags", "_head_sent", "_heeds_end", "_outbox", "_outbox_size", "_reading",
-                 "_recv", "_send", "session", "sock")  # fmt: skip
+    __slots__ = ("_clients", "_closing", "_deaf", "_flags", "_head_sent", "_heeds_end", "_outbox", "_outbox_size",
+                 "_parked", "_reading", "_recv", "_send", "session", "sock")  # fmt: skip
 
     def __init__(self, clients: Clients, sock: socket.socket) -> None:
         self._clients = clients
@@ -65,6 +65,8 @@ class Client:
         self._closing = False
         self._reading = True
         self._heeds_end = False
+        self._parked = False  # not in the poller, until it is to be read
+        self._deaf = False  # the other end is closed: what is written to it is lost
         self._flags = READABLE
         clients.poller.add(sock, self, READABLE)
         self.session: Session = clients.exchange.connect(self)
@@ -87,19 +89,44 @@ class Client:
                 self._clients.exchange.receive(session, data)
             else:
                 self._clients.exchange.end_of_input(session)
-        elif flags & ~(READABLE | WRITABLE | END_OF_INPUT):  # error or hang-up, and nothing to be read any more
+        elif flags & ERROR:
             self._break()
             return
+        elif flags & HANG_UP:
+            self._park()
+            return
         elif flags & END_OF_INPUT & self._flags:
-            self._clients.exchange.end_of_input(self.session)
+            self._heeds_end = False  # it is told of as long as it is not read
+            self._watch()
+            self._clients.exchange.end_in_sight(self.session)
         if flags & WRITABLE:
             self._send_outbox()
+
+    def _park(self) -> None:
+        """The other end of a unix socket has been closed, which can't be left unheard. What it sent is still there.
+
+        (It will be read when that is wanted again, as Redis would have read and run it.)
+        """
+        if self._heeds_end:
+            self._clients.exchange.end_in_sight(self.session)
+        if self.sock is None:
+            return
+        self._clients.poller.remove(self.sock)
+        self._parked = self._deaf = True
+        self._outbox = None
+        self._outbox_size = 0
+        if self._closing:
+            self._shut()
+        else:
+            self._watch()
 
     # --- called by the core (Peer) ---
 
     def write(self, data: bytes) -> None:
         """HOT. Sends, and keeps what the socket does not take."""
         if self._outbox is None:
+            if self._deaf:
+                return
             try:
                 sent = self._send(data)
             except (BlockingIOError, InterruptedError):
@@ -140,7 +167,8 @@ class Client:
         """Leaves the poller. What is still in the outbox goes first."""
         sock = self.sock
         assert sock is not None
-        self._clients.poller.remove(sock)
+        if not self._parked:
+            self._clients.poller.remove(sock)
         self.sock = None
         self._clients.forget(self)
         unsent = b"".join(self._outbox or ())[self._head_sent :]
@@ -202,7 +230,12 @@ class Client:
             flags = READABLE
         if self._outbox is not None:
             flags |= WRITABLE
-        if flags != self._flags:
+        if self._parked:
+            if self._reading:  # its end as well
+                self._parked = False
+                self._flags = READABLE
+                self._clients.poller.add(self.sock, self, READABLE)
+        elif flags != self._flags:
             self._flags = flags
             self._clients.poller.change(self.sock, flags)
 
@@ -215,7 +248,10 @@ class Client:
     def _shut(self) -> None:
         sock, self.sock = self.sock, None
         if sock is not None:
-            self._clients.poller.remove_and_close(sock)
+            if self._parked:
+                sock.close()
+            else:
+                self._clients.poller.remove_and_close(sock)
             self._clients.forget(self)
 
 

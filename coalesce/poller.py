@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
+ERROR = select.EPOLLERR
+HANG_UP = select.EPOLLHUP  # both ways
 END_OF_INPUT = select.EPOLLRDHUP  # for those that are not read from
 
 # Sockets served between two looks at the limits of a lane. With at most 16 KiB from each, a round takes 4 MiB at most.

@@ -227,7 +227,10 @@ class Exchange:
         if session.state is SessionState.FLOWING:
             session.rewire()
         if self.draining and session.state in {SessionState.FLOWING, SessionState.LEASED}:
-            self._end(session, b"")
+            if session.lease is not None and session.lease.blocking:
+                self.depart(session)
+            else:
+                self._end(session, b"")
         if session.ended:
             self._look_at_end(session)
 
@@ -285,7 +288,7 @@ class Exchange:
         elif need is Need.WAIT and not session.owed and not lease.in_transaction:
             for request, caller in wait.requests(session, lease, arguments):
                 self.enqueue(lease.lane, request, caller)
-        elif need is Need.QUIT:
+        elif need is Need.QUIT and not lease.blocking:
             self._end(session, replies.OK)
         else:
             self._settle(session, arguments)
@@ -305,7 +308,7 @@ class Exchange:
     def answered(self, session: Session) -> None:
         """A session whose replies are looked at was given one."""
         if session.throttled and session.owed <= self.limits.client // 2 and not session.lane.full:
-            self._resume(session)
+            self.resume(session)
         if session.owed:
             return
         if session.state in {SessionState.LEASED, SessionState.PINNING}:
@@ -326,37 +329,52 @@ class Exchange:
         session.lane.waiting.add(session)
         session.rewire()
 
-    def _resume(self, session: Session) -> None:
+    def resume(self, session: Session) -> None:
+        """Reads again from a session, if it was stopped."""
         session.throttled = False
         session.lane.waiting.discard(session)
         session.rewire()
 
     def end_of_input(self, session: Session) -> None:
-        """The client sends no more, and may still read: it gets what it is owed, then the connection closes.
+        """The client sends no more, all that it sent has been received, and it may still read.
 
-        What blocks is given up at once, as Redis does: or an element would be popped for nobody.
+        It gets what it is owed, then the connection closes.
         """
-        lease = session.lease
-        if (lease is not None and lease.blocking) or _blocks(session.waiting):
-            self.depart(session)
-        elif session.reading:  # otherwise the end will still be there when it is read from
+        if session.reading:  # otherwise the end will still be there when it is read from
             session.ended = True
             session.rewire()
             self._look_at_end(session)
 
+    def end_in_sight(self, session: Session) -> None:
+        """The client sends no more, and more of what it sent than we keep has not been received yet.
+
+        That will be received in its time. But what blocks is given up: or an element might be popped for nobody.
+        """
+        if (session.lease is not None and session.lease.blocking) or _blocks(session.waiting):
+            self.depart(session)
+
     def _look_at_end(self, session: Session) -> None:
         """What becomes of a session whose client sends no more, once nothing of what it sent is left."""
-        stream = session.lease.stream if session.lease is not None else None
+        lease = session.lease
+        stream = lease.stream if lease is not None else None
         if session.state is SessionState.LEASED and isinstance(stream, Subscriber) and stream.waits:
             self._settle(session, None)  # a reply to a request of ours is still to come
         elif session.state in {SessionState.LEASED, SessionState.PINNING} and stream is not None:
             self._pin(session, None)  # the upstream is told that it ends, and decides
+        elif session.state in {SessionState.LEASED, SessionState.SETTLING} and lease is not None and lease.blocking:
+            # The same: what can be answered at once is, and the rest is given up, or an element would be popped for
+            # nobody. A WAIT that has not been answered with the requests of ours before it can't be answered at once.
+            if not lease.waits:
+                self._pin(session, session.waiting)
+            elif not lease.marks:
+                self.depart(session)
         elif session.state in {SessionState.FLOWING, SessionState.LEASED}:
             self._end(session, b"")
 
     def _last_words(self, session: Session, reply: bytes) -> None:
-        """As `_end`, behind what a stream still has to bring: then the upstream reads the same, and says it itself."""
-        if session.lease is not None and session.lease.stream is not None:
+        """As `_end`; behind what may take for ever the upstream reads the same, and says it itself."""
+        lease = session.lease
+        if lease is not None and (lease.stream is not None or lease.blocking):
             self._settle(session, [])
         else:
             self._end(session, reply)
@@ -461,7 +479,7 @@ class Exchange:
 
     def _ride_on(self, session: Session, lane: Lane) -> None:
         if session.throttled:
-            self._resume(session)  # nothing is owed to one that moves
+            self.resume(session)  # nothing is owed to one that moves
         session.lane.sessions.discard(session)
         session.lane = lane
         lane.sessions.add(session)
@@ -486,7 +504,7 @@ class Exchange:
     def lent(self, session: Session, lease: Lease, arguments: list[bytes]) -> None:
         """A session has got a lease, connected and under its name; nothing is owed on it. Sends what it was for."""
         if session.throttled:
-            self._resume(session)  # nothing is owed to it
+            self.resume(session)  # nothing is owed to it
         session.lane = lease.lane  # (its home lane still counts it)
         session.become(SessionState.LEASED)
         need = need_of(arguments) if arguments else None
@@ -496,7 +514,7 @@ class Exchange:
             case Need.SUBSCRIBE:
                 lease.stream = Subscriber(self, session, self._secret)
                 lease.stream.open(pack(arguments))
-            case Need.PIN if not _has_no_reply(arguments):
+            case Need.PIN if not _has_no_reply(arguments) and not self.draining:
                 lease.stream = Verdict(self, session)
                 session.owed += 1
                 session.become(SessionState.PINNING)
@@ -524,7 +542,7 @@ class Exchange:
         lease = session.lease
         assert lease is not None
         lane = lease.lane
-        rest = lease.stream.rest() if lease.stream is not None else b""
+        rest = lease.stream.rest() if lease.stream is not None else lane.hand_over()
         if rest:
             session.peer.write(rest)
             if session.lease is None:
@@ -551,7 +569,7 @@ class Exchange:
 
     def _leave_lease(self, session: Session) -> None:
         if session.throttled:
-            self._resume(session)
+            self.resume(session)
         home = self.lane(session.lane.identity)
         self.leases.give_back(session)
         session.lane = home
@@ -603,11 +621,13 @@ class Exchange:
 
     def replies(self, lane: Lane, data: bytes, now: float) -> None:
         """Hands replies to their callers. Raises UpstreamError, after which the lane has to be lost."""
-        stream = self.leases.of[lane].stream if lane.exclusive else None
-        if stream is not None:
-            stream.receive(data)
+        lease = self.leases.of[lane] if lane.exclusive else None
+        if lease is not None and lease.stream is not None:
+            lease.stream.receive(data)
         else:
             lane.receive(data, now)
+        if lease is not None and lease.session is not None and lease.session.ended:
+            self._look_at_end(lease.session)
         if lane.full:
             self._relieve(lane)
 
@@ -661,7 +681,7 @@ class Exchange:
         lane.full = False
         for session in list(lane.waiting):
             if session.owed <= self.limits.client // 2:
-                self._resume(session)
+                self.resume(session)
 
     def drain(self) -> None:
         """Every session ends as soon as it is owed nothing; what may go on for ever is ended."""

@@ -193,6 +193,12 @@ class Lane:
         for caller in in_flight:
             caller.lost()
 
+    def hand_over(self) -> bytes:
+        """The connection goes to somebody who takes the replies as they come; returns what is here of the next."""
+        self.in_flight.clear()
+        rest, self._tail = self._tail, b""
+        return rest
+
     def fail(self, why: str) -> None:
         """Requests have waited for as long as they may: from now on they get an error, until a connection stands."""
         self.become(LaneState.FAILING)

@@ -36,16 +36,18 @@ if TYPE_CHECKING:
 class Lease:
     """A lane with room for one session."""
 
-    __slots__ = ("_watching", "asking", "blocking", "dead", "in_transaction", "lane", "name", "session", "stream",
-                 "used")  # fmt: skip
+    __slots__ = ("_watching", "asking", "blocking", "dead", "in_transaction", "lane", "marks", "name", "session",
+                 "stream", "used", "waits")  # fmt: skip
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.session: Session | None = None  # None: idle
         self.stream: Subscriber | Verdict | None = None  # what takes the upstream's bytes in place of the FIFO
         self.blocking = 0  # requests under way that may block
+        self.waits = 0  # ... those of them that are WAIT,
+        self.marks = 0  # ... and the requests of our own that go before it: see wait.py
         self.asking = False  # ASKING, for the next request
-        self.name = b""  # of the client that had it last
+        self.name: bytes | None = b""  # of the client that had it last; None: in doubt
         self.dead = False  # never to be lent again
         self.used = False  # since somebody looked whether it still is
         self.in_transaction = False
@@ -122,8 +124,9 @@ class _Naming:
         self.owed = 0
 
     def write(self, data: bytes) -> None:
-        """Whether it was refused (ACL) or not, it can be lent."""
-        del data
+        """Whether it was refused (ACL, -BUSY) or not, it can be lent."""
+        if data.startswith(b"-"):
+            self._lease.name = None
         self._leases.named(self._lease)
 
     write_more = write
@@ -298,6 +301,7 @@ class Leases:
         arguments, session.waiting = session.waiting, None
         if arguments:
             session.become(SessionState.FLOWING)
+            self._exchange.resume(session)  # nothing is owed to it
             session.peer.write(reply)
             self._exchange.advance(session)
         else:  # a request that was not even read: nothing behind it can be

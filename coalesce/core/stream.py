@@ -18,6 +18,7 @@ a user who may not PING keeps the connection for good.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import coalesce.core.errors as replies
@@ -83,6 +84,9 @@ _REFUSALS = (b"-NOPERM", b"-NOAUTH", b"-BUSY", b"-LOADING", b"-MASTERDOWN", b"-M
 def _is_refusal(error: bytes) -> bool:
     return not error.startswith(b"-NOPERM") or b"'ping'" in error
 
+
+# The end of a confirmation: to how many channels the connection is subscribed.
+_COUNT = re.compile(rb"\r\n:([0-9]{1,18})\r\n")
 
 # A confirmation of more bytes (of a channel's name) is not waited for.
 _LONG_CONFIRMATION = 1024 * 1024
@@ -222,10 +226,21 @@ class Subscriber:
         return data.startswith(self._confirmations + self._shard_confirmations, position)
 
     def _look(self, data: bytes, position: int, end: int) -> None:
-        """Takes the count from a confirmation: its last element, an integer."""
+        """Takes the count from a confirmation: its last element, an integer.
+
+        In RESP2, while nothing is subscribed to, data may look like one. They can cost their own client its lease, at
+        most: with something subscribed to, RESP2 sends no data, and RESP3 marks confirmations as pushes.
+        """
         if data.startswith(self._confirmations, position):
-            self._channels = int(data[data.rfind(b":", position, end) + 1 : end - 2])
+            self._channels = _count(data, position, end, self._channels)
         elif data.startswith(self._shard_confirmations, position):
-            self._shard_channels = int(data[data.rfind(b":", position, end) + 1 : end - 2])
+            self._shard_channels = _count(data, position, end, self._shard_channels)
         elif self._asked and data.startswith(_REFUSALS, position) and _is_refusal(data[position:end]):
             raise Desync("our own PING was refused")  # or a request of the client: never guess
+
+
+def _count(data: bytes, position: int, end: int, otherwise: int) -> int:
+    """What a confirmation ends with; data that only begin like one have something else there."""
+    at = data.rfind(b"\r\n:", position, end)
+    found = _COUNT.fullmatch(data, at, end) if at >= 0 else None
+    return int(found[1]) if found else otherwise

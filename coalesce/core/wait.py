@@ -37,15 +37,19 @@ _ANY_COMMAND_MARKS_UNTIL = (7, 2)
 class _Mark:
     """A place in the FIFO for a request of ours that moves the mark, if it is answered like this."""
 
-    def __init__(self, answer: bytes) -> None:
+    def __init__(self, lease: Lease, answer: bytes) -> None:
         self.moved = False
         self.owed = 0
+        self._lease = lease
         self._answer = answer
+        lease.marks += 1
 
     def write(self, data: bytes) -> None:
         self.moved = data == self._answer
+        self._lease.marks -= 1
 
-    write_more = write
+    def write_more(self, data: bytes) -> None:
+        """Of a reply that is no mark, as long as it is."""
 
     def lost(self) -> None:
         """The session is told."""
@@ -62,6 +66,7 @@ class _Waiting:
         self.owed = 0
         session.owed += 1
         lease.blocking += 1
+        lease.waits += 1
 
     def write(self, data: bytes) -> None:
         self._reply += data
@@ -69,6 +74,7 @@ class _Waiting:
             return
         self._session.owed -= 1
         self._lease.blocking -= 1
+        self._lease.waits -= 1
         vouched = any(mark.moved for mark in self._marks) or self._reply.startswith(b"-")
         self._session.write(self._reply if vouched else replies.UNMARKED)
 
@@ -80,7 +86,7 @@ class _Waiting:
 
 def requests(session: Session, lease: Lease, arguments: list[bytes]) -> list[tuple[bytes, Caller]]:
     """What goes down the leased connection, in order."""
-    swapped, pinged = _Mark(replies.OK), _Mark(replies.PONG)
+    swapped, pinged = _Mark(lease, replies.OK), _Mark(lease, replies.PONG)
     version = lease.lane.version
     marks = [swapped, pinged] if version is not None and version < _ANY_COMMAND_MARKS_UNTIL else [swapped]
     return [

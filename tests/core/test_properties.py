@@ -147,6 +147,8 @@ class Upstream:
         """The client sends no more: what blocks is given up, and once all has been answered it is over."""
         self._input_ended = True
         self.run()
+        if self.pinned_by is not None and self.blocked is not None:
+            self.pinned_by.cut_off = True
 
     # The Redis.
 
@@ -319,6 +321,7 @@ class Client:
             or upstream.state.identity != lane.identity
             or not upstream.pings
             or self.half_closed
+            or self.world.exchange.draining
             or self.reading_of_said.error is not None
             or pending.upper().startswith((b"*3\r\n$6\r\nCLIENT\r\n$5\r\nREPLY", b"*4\r\n$5\r\nHELLO"))
         )
@@ -356,11 +359,15 @@ class Client:
         if self.here and not self.reading and not self.heeds_end:
             return
         self.may_end = self.half_closed = True
-        self.cut_off |= any(map(self.awaits, BLOCKING))  # what blocks is given up
-        if self.pinned_to is None:
+        if self.pinned_to is not None:
+            self.pinned_to.end_input()
+        elif self.reading:
+            self.cut_off |= self.awaits(b"WAIT")  # given up, unless it is answered at once
             self.world.exchange.end_of_input(self.session)
         else:
-            self.pinned_to.end_input()
+            self.cut_off |= any(map(self.awaits, BLOCKING))  # given up
+            self.world.exchange.end_in_sight(self.session)
+            self.half_closed = not self.here  # to be found when it is read from again
 
     def leaves(self) -> None:
         self.cut_off = True

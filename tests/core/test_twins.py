@@ -300,7 +300,8 @@ def play(chunks: list[bytes], *, authenticated: bool, prompt: bool) -> Outcome:
 def expected(data: bytes, *, authenticated: bool) -> list[Outcome]:  # noqa: C901, PLR0911 (a case each)
     """What Redis would read and say, up to the first request that takes a connection of its own for good.
 
-    Two are possible where a connection of its own is needed no longer and has not been given back.
+    Two are possible where a connection of its own is needed no longer and has not been given back, and behind what may
+    block.
     """
     reading = twins.read_requests(data, authenticated=authenticated)
     redis = Redis()
@@ -311,7 +312,8 @@ def expected(data: bytes, *, authenticated: bool) -> list[Outcome]:  # noqa: C90
         if name in {b"POST", b"HOST:"} and authenticated and redis.clean:
             return [Outcome(sent, written, closed=True, pinned=None)]
         if name == b"QUIT" and not redis.subscribed:
-            return [Outcome(sent, written + b"+OK\r\n", closed=True, pinned=None)]
+            quits = Outcome(sent, written + b"+OK\r\n", closed=True, pinned=None)
+            return [quits, kept] if _may_block(sent) else [quits]
         if redis.subscribed:
             passes = name in STATELESS | SUBSCRIBING | {b"EXEC", b"DISCARD"}
         elif redis.clean:
@@ -332,7 +334,11 @@ def expected(data: bytes, *, authenticated: bool) -> list[Outcome]:  # noqa: C90
     kept = Outcome(sent, written, closed=False, pinned=reading.leftover)
     if redis.subscribed:
         return [kept]
-    return [said, kept] if b"subscribe" in written else [said]
+    return [said, kept] if b"subscribe" in written or _may_block(sent) else [said]
+
+
+def _may_block(sent: bytes) -> bool:
+    return b"BLPOP" in sent or b"BLOCK" in sent
 
 
 def _is_large(leftover: bytes, authenticated: bool) -> bool:

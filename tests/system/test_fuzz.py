@@ -49,6 +49,21 @@ ONCE_DIFFERENT: dict[str, tuple[list[Step], bool]] = {
         ],
         False,
     ),
+    # It ended the program: the last element is no count.
+    "data that look like a confirmation": (
+        [
+            Step(
+                1,
+                (
+                    (b"RPUSH", b"l1", b"subscribe", b"x", b"y"),
+                    (b"UNSUBSCRIBE",),
+                    (b"LRANGE", b"l1", b"0", b"-1"),
+                    (b"PING",),
+                ),
+            )
+        ],
+        False,
+    ),
     "unsubscribed in any order": ([Step(1, ((b"SUBSCRIBE", b"a", b"b", b"c", b"d"), (b"UNSUBSCRIBE",)))], False),
 }
 
