@@ -46,16 +46,17 @@ _PAUSE = 0.1
 
 
 class Client:
-    """A client that shares lanes: its socket, and the outbox of what the socket would not take.
+    """A client that shares lanes: its socket, and the outbox of what the socket would not take. `number` is for logs.
 
     Owns the socket until `pin` hands it on.
     """
 
     __slots__ = ("_clients", "_closing", "_deaf", "_flags", "_head_sent", "_heeds_end", "_outbox", "_outbox_size",
-                 "_parked", "_reading", "_recv", "_send", "session", "sock")  # fmt: skip
+                 "_parked", "_reading", "_recv", "_send", "number", "session", "sock")  # fmt: skip
 
     def __init__(self, clients: Clients, sock: socket.socket) -> None:
         self._clients = clients
+        self.number = clients.accepted + 1
         self.sock: socket.socket | None = sock
         self._recv = sock.recv
         self._send = sock.send
@@ -101,6 +102,15 @@ class Client:
             self._clients.exchange.end_in_sight(self.session)
         if flags & WRITABLE:
             self._send_outbox()
+
+    def fail(self, fault: Exception) -> None:
+        """A fault of ours while this client was served: it is closed, and its upstream connection too if it has one."""
+        self._clients.faults += 1
+        log.error("client c%d: a fault in coalesce, the client is closed", self.number, exc_info=fault)
+        try:
+            self._break()
+        finally:
+            self._shut()
 
     def _park(self) -> None:
         """The other end of a unix socket has been closed, which can't be left unheard. What it sent is still there.
@@ -274,6 +284,7 @@ class Clients:
         self.start_pin = start_pin
         self.pinned = 0  # counted by whoever runs them
         self.accepted = 0
+        self.faults = 0  # of ours, while a client was served
         self.left = trio.lowlevel.ParkingLot()  # who waits here is woken when a client has left
         self._max_clients = max_clients
         self._shared: set[Client] = set()
@@ -358,6 +369,13 @@ class Listener:
             # Out of descriptors or memory, or one of the network's errors that accept(2) passes on.
             self.why = problem.strerror or str(problem)
             self.failed.set()
+
+    def fail(self, fault: Exception) -> None:
+        """Accepts again after a pause."""
+        log.error("a fault in coalesce while a client was accepted", exc_info=fault)
+        self._clients.faults += 1
+        self.why = "see above"
+        self.failed.set()
 
 
 def open_listener(address: Address) -> tuple[socket.socket, Address]:

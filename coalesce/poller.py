@@ -49,7 +49,10 @@ class Member(Protocol):
     """What stands behind a socket in the poller."""
 
     def on_ready(self, flags: int, /) -> None:
-        """The socket is readable, writable or broken. Must take what is there without waiting, and must not raise."""
+        """The socket is readable, writable or broken. Must take what is there without waiting."""
+
+    def fail(self, fault: Exception, /) -> None:
+        """`on_ready` raised, which is a fault of ours. Says so, and ends this member and nothing else."""
 
 
 class Poller:
@@ -141,7 +144,10 @@ class Poller:
             for fd, flags in events:
                 member = members.get(fd)
                 if member is not None:  # None: one of the events before ended it
-                    member.on_ready(flags)
+                    try:
+                        member.on_ready(flags)
+                    except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
+                        member.fail(fault)
             if self._to_close:
                 self._end_round()
             self._in_round = False

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from coalesce.core.errors import unavailable
 from coalesce.core.exchange import Exchange, Totals
 from coalesce.core.identity import CONNECTION_NAME, Identity
-from coalesce.core.lane import Lane, Limits
+from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.dial import DialError, Dialler, Refused
 from coalesce.downstream import Clients, close_listener, open_listener
 from coalesce.pin import Pin
@@ -43,6 +44,8 @@ log = logging.getLogger("coalesce")
 _SPARE_DESCRIPTORS = 1024
 # Seconds between two looks at who has waited for a lease for too long.
 _EXPIRE_EVERY = 0.25
+# Seconds until a lane that failed by a fault of ours is dialled again.
+_AFTER_A_FAULT = 1.0
 
 
 class StartError(Exception):
@@ -56,6 +59,7 @@ class Summary:
     shared: Totals
     leased: Totals
     connections: int
+    faults: int
     clean: bool
 
     def __str__(self) -> str:
@@ -65,6 +69,7 @@ class Summary:
             f"served {commands} commands in {batches} batches (mean {mean:.1f}, largest {largest}), "
             f"{self.connections} connections, {lanes} lanes; "
             f"{self.leased.commands} commands on {self.leased.lanes} leases"
+            f"{f'; {self.faults} faults of its own' if self.faults else ''}"
             f"{'' if self.clean else '; the drain was cut short'}"
         )
 
@@ -124,7 +129,7 @@ class Server:
                     self._clients.close_all()
                 nursery.cancel_scope.cancel()
         shared, leased = (self._exchange.totals(exclusive=exclusive) for exclusive in (False, True))
-        return Summary(shared, leased, self._clients.accepted, clean)
+        return Summary(shared, leased, self._clients.accepted, self._clients.faults + self._exchange.faults, clean)
 
     async def _look_at_upstream(self) -> str:
         """Dials once before anything else: whoever starts coalesce wants to know at once when that can't work."""
@@ -160,8 +165,24 @@ class Server:
         if self._nursery is None:
             self._new_lanes.append(lane)  # the base lane, made before anything runs
         else:
-            self._nursery.start_soon(keep, lane, self._exchange, self._poller, self._dialler, self._config)
+            self._nursery.start_soon(self._keep, lane)
             self._poller.end_turn()
+
+    async def _keep(self, lane: Lane) -> None:
+        """Our own faults fail the lane, and nothing else."""
+        while lane.state is not LaneState.CLOSED:
+            try:
+                await keep(lane, self._exchange, self._poller, self._dialler, self._config)
+            except Exception:  # ours, whatever it is
+                log.exception("lane u%d: a fault in coalesce", lane.number)
+                self._exchange.faults += 1
+                if lane.link is not None:
+                    self._exchange.lose(lane)
+                elif lane.exclusive:
+                    self._exchange.lease_failed(lane, unavailable("a fault in coalesce"))
+                await trio.sleep(_AFTER_A_FAULT)
+            else:
+                return
 
     def _start_pin(self, sock: socket.socket, unsent: bytes, lane: Lane, pending: bytes) -> None:
         assert self._nursery is not None
@@ -178,6 +199,9 @@ class Server:
         try:
             with self._poller.others_in_a_hurry():
                 await pin.run()
+        except Exception:  # ours, whatever it is
+            log.exception("a fault in coalesce, a pinned client is closed")
+            self._clients.faults += 1
         finally:
             self._pins.discard(pin)
             self._clients.pinned -= 1

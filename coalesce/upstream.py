@@ -92,6 +92,12 @@ class Connection:
         if flags & WRITABLE:
             self._send_rest()
 
+    def fail(self, fault: Exception) -> None:
+        """A fault of ours while this lane was served: its connection can't be trusted any more."""
+        self._exchange.faults += 1
+        log.error("lane u%d: a fault in coalesce, the connection is closed", self._lane.number, exc_info=fault)
+        self.lose("a fault in coalesce")
+
     def _send_rest(self) -> None:
         if self._rest is None or self.lost.is_set():
             return
@@ -227,9 +233,9 @@ async def _attend(lane: Lane, exchange: Exchange, poller: Poller, dialled: Diall
         exchange.bulk_limit = dialled.bulk_limit
     lane.version = dialled.version
     connection = Connection(dialled.sock, lane, exchange, poller)
-    exchange.connected(lane, connection, dialled.round_trip)
-    exchange.flush(perf_counter())
     try:
+        exchange.connected(lane, connection, dialled.round_trip)
+        exchange.flush(perf_counter())
         while True:
             with trio.move_on_after(_IDLE):
                 await connection.lost.wait()

@@ -80,6 +80,7 @@ class Exchange:
         self.dirty: list[Lane] = []  # the lanes with unsent requests
         self.draining = False
         self.swallowed = 0
+        self.faults = 0  # of ours, while a lane was served
         self.leases = Leases(self, limits.leases)
         self.now = 0.0  # of the last flush
         self.bulk_limit = BULK_LIMIT  # of the upstream
@@ -604,20 +605,28 @@ class Exchange:
     def flush(self, now: float) -> None:
         """Lets every batch leave that may. To be called after each round of reading, before waiting."""
         self.now = now
-        held = []
+        held: list[Lane] = []
         while self.dirty:
             lane = self.dirty.pop()
-            if lane.state is LaneState.FAILING:
-                # Whoever is answered may ask for more, here or elsewhere: then that lane is dirty again.
-                self._answer_unsent(lane, unavailable(lane.why_failing))
-                continue
-            if lane.has_unsent and lane.send is not None and lane.may_flush(now):
-                lane.send(lane.take_batch(now))
-            if lane.has_unsent:
-                held.append(lane)
-            if lane.owed >= lane.limit or (lane.send is None and sum(map(len, lane.unsent)) > UNSENT_LIMIT):
-                lane.full = True
+            try:
+                self._flush_lane(lane, now, held)
+            except Exception as fault:  # ours, whatever it is
+                if lane.link is None:
+                    raise
+                lane.link.fail(fault)
         self.dirty = list(dict.fromkeys(held))
+
+    def _flush_lane(self, lane: Lane, now: float, held: list[Lane]) -> None:
+        if lane.state is LaneState.FAILING:
+            # Whoever is answered may ask for more, here or elsewhere: then that lane is dirty again.
+            self._answer_unsent(lane, unavailable(lane.why_failing))
+            return
+        if lane.has_unsent and lane.send is not None and lane.may_flush(now):
+            lane.send(lane.take_batch(now))
+        if lane.has_unsent:
+            held.append(lane)
+        if lane.owed >= lane.limit or (lane.send is None and sum(map(len, lane.unsent)) > UNSENT_LIMIT):
+            lane.full = True
 
     def replies(self, lane: Lane, data: bytes, now: float) -> None:
         """Hands replies to their callers. Raises UpstreamError, after which the lane has to be lost."""

@@ -72,6 +72,9 @@ class Link(Protocol):
     def hang_up(self) -> None:
         """Closes at once. The lane has been lost afterwards."""
 
+    def fail(self, fault: Exception, /) -> None:
+        """The same, for a fault of ours."""
+
 
 class Limits(NamedTuple):
     """Of an exchange and its lanes. The reasons for all but the last are in `config.py`."""

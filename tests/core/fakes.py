@@ -53,3 +53,6 @@ class RecordingLink:
 
     def hang_up(self) -> None:
         self._exchange.lose(self._lane)
+
+    def fail(self, fault: Exception) -> None:
+        raise fault

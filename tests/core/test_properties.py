@@ -131,6 +131,9 @@ class Upstream:
         assert self.lane.exclusive
         self._world.exchange.lose(self.lane)
 
+    def fail(self, fault: Exception) -> None:
+        raise fault
+
     # A connection that a client kept.
 
     def feed(self, data: bytes) -> None:
