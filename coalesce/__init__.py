@@ -49,7 +49,8 @@ states), `core/exchange.py` (both together: routes, moves, losses), `core/comman
 that do not pair with requests), `core/wait.py`, `core/client_state.py`, `core/resp.py` (where a request or a reply
 ends), `core/errors.py` (every byte that we author).
 
-The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `dial.py` (new connections), `upstream.py`
-(a lane's connection, and its next), `pin.py`, `server.py` (the tree of tasks, signals, drain), `__main__.py` and
-`config.py`, `embedded.py`.
+The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `tls.py` (a socket like any other, and
+certificates that change), `greeting.py` (clients in the TLS handshake), `dial.py` (new connections), `upstream.py`
+(a lane's connection, and its next), `bytestream.py` and `pin.py`, `server.py` (the tree of tasks, signals, drain),
+`__main__.py` and `config.py`, `embedded.py`.
 """

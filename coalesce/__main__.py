@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 import click
 import trio
 
-from coalesce.config import EMBEDDED, Address, Config, Upstream, parse_address, parse_upstream
+from coalesce.config import (
+    EMBEDDED,
+    Address,
+    Config,
+    Upstream,
+    parse_address,
+    parse_server_name,
+    parse_upstream,
+    tls_contradiction,
+)
 from coalesce.embedded import EmbeddedError, embedded_server
 from coalesce.server import Server, StartError, Summary
 
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("coalesce")
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
+_FILE = click.Path(dir_okay=False)  # whether it can be used is seen when it is
 
 
 class _Parsed(click.ParamType[object]):
@@ -64,7 +74,8 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
     type=_Parsed("address", _upstream),
     required=True,
     metavar="ADDRESS",
-    help="host:port, redis://[user[:password]@]host[:port][/db], unix:///path, or 'embedded' for a private Redis.",
+    help="host:port, redis://[user[:password]@]host[:port][/db], rediss://... for TLS, unix:///path, "
+    "or 'embedded' for a private Redis.",
 )
 @click.option(
     "--listen",
@@ -83,17 +94,27 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
 @_option("--connect-timeout", click.FloatRange(min=0, min_open=True), "Seconds for one attempt to connect.")
 @_option("--max-dials", click.FloatRange(min=0, min_open=True), "Attempts to connect in a second.")
 @_option("--drain-timeout", click.FloatRange(min=0), "Seconds to finish what is owed after SIGTERM or SIGINT.")
+@_option("--upstream-ca", _FILE, "Authorities that the upstream's certificate is verified by.  [default: the system's]")
+@_option("--upstream-cert", _FILE, "Certificate to show to the upstream.")
+@_option("--upstream-key", _FILE, "Its key.")
+@_option("--upstream-sni", _Parsed("name", parse_server_name), "Name of the upstream in its certificate.")
+@click.option("--tls-insecure", is_flag=True, help="Do not verify the upstream's certificate.")
+@_option("--tls-cert", _FILE, "Certificate of the TCP listeners, which then speak TLS; unix sockets stay plain.")
+@_option("--tls-key", _FILE, "Its key.")
+@_option("--tls-client-ca", _FILE, "Authorities of clients' certificates, which then are required.")
 @click.version_option(version("coalesce"), prog_name="coalesce")
-def command(upstream: Upstream | str, listen: tuple[Address, ...], **limits: float) -> None:
+def command(upstream: Upstream | str, listen: tuple[Address, ...], **more: object) -> None:
     """A transparent pipelining proxy for Redis and Valkey.
 
     Point clients at it, and nothing else changes: what they have in flight travels to the upstream in batches on few
     connections.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    settings: dict[str, object] = dict(limits)
+    settings: dict[str, object] = dict(more)
     if listen:
         settings["listen"] = listen
+    if problem := tls_contradiction(upstream if isinstance(upstream, Upstream) else None, settings):
+        raise click.UsageError(problem)
     try:
         summary = trio.run(_run, upstream, settings)
     except (StartError, EmbeddedError) as problem:

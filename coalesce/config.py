@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from coalesce.core.lane import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 EMBEDDED = "embedded"
 
@@ -50,9 +54,7 @@ def parse_address(text: str, default_port: int | None = None) -> Address:
     if port is None:
         port = default_port
     if not parts.hostname or port is None or parts.path or parts.query or parts.username is not None:
-        raise ValueError(
-            f"{text!r} is neither host:port nor unix:///path{' (there is no TLS)' if '://' in text else ''}"
-        )
+        raise ValueError(f"{text!r} is neither host:port nor unix:///path")
     return TcpAddress(parts.hostname, port)
 
 
@@ -64,14 +66,15 @@ class Upstream:
     username: bytes | None = None
     password: bytes | None = dataclasses.field(default=None, repr=False)
     database: int = 0
+    tls: bool = False
 
 
 def parse_upstream(text: str) -> Upstream:
-    """`host:port`, `redis://[user[:password]@]host[:port][/db]` or `unix:///path`. Raises ValueError.
+    """`host:port`, `redis[s]://[user[:password]@]host[:port][/db]` or `unix:///path`. Raises ValueError.
 
     No error text repeats the URL: it may hold a password.
     """
-    if not text.startswith(("redis://", "valkey://")):
+    if not text.startswith(("redis://", "rediss://", "valkey://", "valkeys://")):
         return Upstream(parse_address(text, default_port=6379))
     try:
         parts = urlsplit(text)
@@ -80,13 +83,21 @@ def parse_upstream(text: str) -> Upstream:
         raise ValueError("the upstream's URL has no valid port") from None
     database = parts.path.removeprefix("/")
     if not parts.hostname or parts.query or parts.fragment or not (database or "0").isdecimal():
-        raise ValueError("the upstream's URL is not of the form redis://[user[:password]@]host[:port][/db]")
+        raise ValueError("the upstream's URL is not of the form redis[s]://[user[:password]@]host[:port][/db]")
     username = unquote(parts.username).encode() if parts.username else None
     password = unquote(parts.password).encode() if parts.password is not None else None
     if username is not None and password is None:
         # redis://secret@host: what redis-cli and most libraries take for a user without a password.
         raise ValueError("the upstream's URL names a user and no password: write redis://user:password@host")
-    return Upstream(TcpAddress(parts.hostname, port), username, password, int(database or "0"))
+    tls = parts.scheme in {"rediss", "valkeys"}
+    return Upstream(TcpAddress(parts.hostname, port), username, password, int(database or "0"), tls)
+
+
+def parse_server_name(text: str) -> str:
+    """A name that a certificate can be for. Raises ValueError."""
+    if text.startswith(".") or not text.isascii() or not all(0 < len(part) < 64 for part in text.split(".")):
+        raise ValueError(f"{text!r} is not the name of a host")
+    return text
 
 
 @dataclass(frozen=True)
@@ -122,3 +133,35 @@ class Config:
     hold_below: float = Limits().hold_below
     # Seconds. Kubernetes kills 30 s after SIGTERM.
     drain_timeout: float = 10.0
+    # TLS to the upstream, where its URL says so. All files are in PEM format; without one of authorities, the system's
+    # count.
+    upstream_ca: str | None = None
+    upstream_cert: str | None = None
+    upstream_key: str | None = None
+    upstream_sni: str | None = None  # the name that is asked for and verified; None: the host
+    tls_insecure: bool = False
+    # TLS of the TCP listeners. With a CA file for clients, each of them has to have a certificate.
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+
+
+def tls_contradiction(upstream: Upstream | None, settings: Mapping[str, object]) -> str | None:
+    """What makes no sense about the flags for TLS, if anything. `upstream` is None for a private Redis."""
+    given = {f"--{name.replace('_', '-')}" for name, value in settings.items() if value}
+    if upstream is None or not upstream.tls:
+        for flag in ("--upstream-ca", "--upstream-cert", "--upstream-key", "--upstream-sni", "--tls-insecure"):
+            if flag in given:
+                return f"{flag} needs an upstream with TLS: rediss://host:port"
+    for one, other in (("--upstream-cert", "--upstream-key"), ("--tls-cert", "--tls-key")):
+        if len({one, other} & given) == 1:
+            return f"{one} and {other} go together"
+    if {"--tls-insecure", "--upstream-ca"} <= given:
+        return "--tls-insecure verifies nothing, so --upstream-ca has no use"
+    if "--tls-client-ca" in given and "--tls-cert" not in given:
+        return "--tls-client-ca needs --tls-cert and --tls-key"
+    listen = settings.get("listen", Config.listen)
+    assert isinstance(listen, tuple)
+    if "--tls-cert" in given and not any(isinstance(address, TcpAddress) for address in listen):
+        return "--tls-cert is for TCP listeners, and there is none: unix sockets are always plain"
+    return None

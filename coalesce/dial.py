@@ -7,14 +7,18 @@ import os
 import random
 import re
 import socket
+import ssl
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from coalesce.bytestream import ByteStream
 from coalesce.config import UnixAddress
 from coalesce.core.errors import UpstreamError
 from coalesce.core.resp import CRLF, pack, reply_end
+from coalesce.tls import server_name, tls_reason, upstream_certificates, wrap
 
 if TYPE_CHECKING:
     from coalesce.config import Address, Config
@@ -59,12 +63,15 @@ class Dialler:
     """Dials one upstream. Addresses are resolved for each dial; all that a name has are tried."""
 
     def __init__(self, config: Config) -> None:
+        """Raises CertificateError."""
+        self._certificates = upstream_certificates(config)  # None: plain
+        self._server_name = server_name(config)
         self._address = config.upstream.address
         self._timeout = config.connect_timeout
         self._patience = config.upstream_wait
         self._interval = 1 / config.max_dials
         self._next = 0.0  # when the next dial would have its turn, if none might come early
-        self._spares: list[tuple[trio.SocketStream, float]] = []  # ... and since when
+        self._spares: list[tuple[ByteStream, float]] = []  # ... and since when
 
     async def dial(self, identity: Identity, name: bytes, *, ask: bool = False, ends: float | None = None) -> Dialled:
         """One attempt; the caller owns the socket, which does not block. Raises Refused and DialError.
@@ -100,12 +107,12 @@ class Dialler:
     def expire(self) -> None:
         """Closes the spare connections that nobody has used for some time."""
         while self._spares and self._spares[0][1] + _SPARE_FOR < trio.current_time():
-            self._spares.pop(0)[0].socket.close()
+            self._spares.pop(0)[0].close()
 
     def close(self) -> None:
         """Closes all spare connections."""
         for stream, _ in self._spares:
-            stream.socket.close()
+            stream.close()
         self._spares.clear()
 
     async def _turn(self) -> None:
@@ -121,9 +128,15 @@ class Dialler:
                 return await self._become(stream, identity, name, ask=ask)
             except OSError as problem:
                 log.debug("a spare connection was of no use: %s", problem)
-        return await self._become(await _connect(self._address), identity, name, ask=ask)
+        return await self._become(await self._connect(), identity, name, ask=ask)
 
-    async def _become(self, stream: trio.SocketStream, identity: Identity, name: bytes, *, ask: bool) -> Dialled:
+    async def _connect(self) -> ByteStream:
+        sock = await _connect(self._address)
+        if self._certificates is not None:
+            sock = await _start_tls(sock, self._certificates.context(), self._server_name)
+        return ByteStream(sock)
+
+    async def _become(self, stream: ByteStream, identity: Identity, name: bytes, *, ask: bool) -> Dialled:
         """Makes a fresh connection run as the identity.
 
         A wrong password costs no connection: AUTH goes first and alone, and when it fails, it has changed nothing.
@@ -140,10 +153,10 @@ class Dialler:
             return await _shake_hands(stream, identity, name, ask=ask)
         except BaseException:
             if not kept:
-                stream.socket.close()
+                stream.close()
             raise
 
-    def _keep(self, stream: trio.SocketStream) -> bool:
+    def _keep(self, stream: ByteStream) -> bool:
         """Whether the connection is kept for another dial."""
         if len(self._spares) >= _SPARES:
             return False
@@ -156,13 +169,36 @@ def pause(attempt: int) -> float:
     return attempt and min(_FIRST_BACKOFF * 2.0 ** (attempt - 1), _LAST_BACKOFF) * random.uniform(0.5, 1)  # noqa: S311 (no secret)
 
 
-async def _connect(address: Address) -> trio.SocketStream:
+async def _connect(address: Address) -> socket.socket:
+    """A socket that does not block."""
     if isinstance(address, UnixAddress):
-        return await trio.open_unix_socket(address.path)
-    return await trio.open_tcp_stream(address.host, address.port)
+        stream = await trio.open_unix_socket(address.path)
+    else:
+        stream = await trio.open_tcp_stream(address.host, address.port)
+    sock = socket.socket(fileno=stream.socket.detach())
+    sock.setblocking(False)
+    return sock
 
 
-async def _shake_hands(stream: trio.SocketStream, identity: Identity, name: bytes, *, ask: bool) -> Dialled:
+async def _start_tls(sock: socket.socket, context: ssl.SSLContext, name: str | None) -> socket.socket:
+    """The same connection after the handshake."""
+    wrapped = wrap(context, sock, server_hostname=name)
+    try:
+        while True:
+            try:
+                wrapped.do_handshake()
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(wrapped)
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(wrapped)
+            else:
+                return wrapped
+    except BaseException:
+        wrapped.close()
+        raise
+
+
+async def _shake_hands(stream: ByteStream, identity: Identity, name: bytes, *, ask: bool) -> Dialled:
     """The rest of the identity's requests, and questions whose answers may be errors, in one write."""
     hello = [b"HELLO", b"%d" % identity.protocol, *([b"SETNAME", name] if name else [])]
     become = []
@@ -178,8 +214,7 @@ async def _shake_hands(stream: trio.SocketStream, identity: Identity, name: byte
     round_trip = perf_counter() - start
     _check(replies, len(become))
     greeting = replies[-1 - ask]
-    sock = socket.socket(fileno=stream.socket.detach())
-    sock.setblocking(False)
+    sock = stream.sock
     if sock.family != socket.AF_UNIX:
         # A host that died, or a path that was lost, says nothing. Seconds: noticed within 30, idle or not.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -198,13 +233,16 @@ async def _shake_hands(stream: trio.SocketStream, identity: Identity, name: byte
     )
 
 
-async def _converse(stream: trio.SocketStream, requests: list[list[bytes]]) -> list[bytes]:
+async def _converse(stream: ByteStream, requests: list[list[bytes]]) -> list[bytes]:
     """As many replies as requests."""
     try:
-        await stream.send_all(b"".join(pack(request) for request in requests))
+        with suppress(ssl.SSLEOFError):  # it hung up already: why is still to be read
+            await stream.send_all(b"".join(pack(request) for request in requests))
         return await _read_replies(stream, len(requests))
-    except trio.BrokenResourceError as problem:
-        raise ConnectionError(f"connection lost in the handshake: {problem.__cause__ or problem}") from problem
+    except ssl.SSLError:
+        raise  # with TLS 1.3, this is how a client's certificate is refused
+    except OSError as problem:
+        raise ConnectionError(f"connection lost in the handshake: {problem.strerror or problem}") from problem
 
 
 def _check(replies: list[bytes], become: int) -> None:
@@ -216,7 +254,7 @@ def _check(replies: list[bytes], become: int) -> None:
             raise Refused(reply)
 
 
-async def _read_replies(stream: trio.SocketStream, count: int) -> list[bytes]:
+async def _read_replies(stream: ByteStream, count: int) -> list[bytes]:
     data = b""
     replies: list[bytes] = []
     position = 0
@@ -262,6 +300,8 @@ def _reason(problem: Exception) -> str:
         problem = cause.exceptions[0]
     elif isinstance(cause, OSError):
         problem = cause
+    if isinstance(problem, ssl.SSLError):
+        return tls_reason(problem)
     if isinstance(problem, OSError) and problem.errno is not None and not isinstance(problem, socket.gaierror):
         return os.strerror(problem.errno)
     return (problem.strerror if isinstance(problem, OSError) else None) or str(problem) or repr(problem)

@@ -18,6 +18,7 @@ import trio
 
 from coalesce.config import TcpAddress, UnixAddress
 from coalesce.core.errors import MAX_CLIENTS
+from coalesce.greeting import Greetings
 from coalesce.poller import END_OF_INPUT, ERROR, HANG_UP, READABLE, WRITABLE
 
 if TYPE_CHECKING:
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from coalesce.core.lane import Lane
     from coalesce.core.session import Session
     from coalesce.poller import Poller
+    from coalesce.tls import Certificates
 
 log = logging.getLogger("coalesce")
 
-# Bytes of one recv. Redis reads as much; a chunk has to hold many requests of a client that pipelines, and no more.
+# Bytes of one recv. Redis reads as much; a chunk has to hold many requests of a client that pipelines, and no more. But
+# not less than a TLS record, see `TlsSocket`.
 _CHUNK = 16 * 1024
 # ... and while a large value arrives.
 _LARGE_CHUNK = 256 * 1024
@@ -268,15 +271,17 @@ class Client:
 class Clients:
     """All clients: their listeners and their number. `start_pin` gets a client that keeps a connection of its own:
     its socket, what it was still to be sent, the lane whose connection it is, and what that was still to be sent.
+    With `certificates`, those that come over TCP speak TLS.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 (whom they speak to, and the limits)
         self,
         exchange: Exchange,
         poller: Poller,
         max_clients: int,
         outbox_limit: int,
         start_pin: Callable[[socket.socket, bytes, Lane, bytes], None],
+        certificates: Certificates | None = None,
     ) -> None:
         self.exchange = exchange
         self.poller = poller
@@ -288,13 +293,21 @@ class Clients:
         self.left = trio.lowlevel.ParkingLot()  # who waits here is woken when a client has left
         self._max_clients = max_clients
         self._shared: set[Client] = set()
+        self._greetings = None if certificates is None else Greetings(certificates, poller, self._take)
 
     def forget(self, client: Client) -> None:
         self._shared.discard(client)
         self.left.unpark_all()
 
+    def expire(self) -> None:
+        """Closes who takes too long to become a client."""
+        if self._greetings is not None:
+            self._greetings.expire()
+
     def read_last(self) -> None:
-        """Takes what clients have sent up to now: the last look before a drain."""
+        """Takes what clients have sent up to now: the last look before a drain. Who is not yet a client is closed."""
+        if self._greetings is not None:
+            self._greetings.close_all()
         for client in list(self._shared):
             if client.session.flowing:
                 client.on_ready(READABLE)
@@ -305,6 +318,8 @@ class Clients:
 
     def close_all(self) -> None:
         """Closes every shared client, whatever it is owed."""
+        if self._greetings is not None:
+            self._greetings.close_all()
         for client in list(self._shared):
             client.give_up()
 
@@ -327,9 +342,11 @@ class Clients:
     def welcome(self, sock: socket.socket) -> None:
         """Takes a new client, or refuses it as Redis does."""
         sock.setblocking(False)
-        if len(self._shared) + self.pinned >= self._max_clients:
-            with suppress(OSError):
-                sock.send(MAX_CLIENTS)
+        greetings = None if sock.family == socket.AF_UNIX else self._greetings
+        if len(self._shared) + len(self._greetings or ()) + self.pinned >= self._max_clients:
+            if greetings is None:  # else it could not read it; Redis says nothing either
+                with suppress(OSError):
+                    sock.send(MAX_CLIENTS)
             sock.close()
             return
         try:
@@ -339,12 +356,27 @@ class Clients:
                 # Redis: tcp-keepalive 300. Clients whose host died would keep their places for ever.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 300)
+            if greetings is not None:
+                greetings.begin(sock)
+                return
+        except OSError as problem:
+            _turn_away(sock, problem)
+            return
+        self._take(sock)
+
+    def _take(self, sock: socket.socket) -> None:
+        """Owns the socket from here on; must not raise."""
+        try:
             self._shared.add(Client(self, sock))
         except OSError as problem:
-            log.warning("a client could not be taken: %s", problem.strerror)
-            sock.close()
+            _turn_away(sock, problem)
             return
         self.accepted += 1
+
+
+def _turn_away(sock: socket.socket, problem: OSError) -> None:
+    log.warning("a client could not be taken: %s", problem.strerror)
+    sock.close()
 
 
 class Listener:

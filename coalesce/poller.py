@@ -63,6 +63,7 @@ class Poller:
         self._members: dict[int, Member] = {}
         self._in_a_hurry = 0  # other tasks
         self._turn_is_over = False
+        self.rounds = 0  # until now: for members whose part in one is limited
         self._in_round = False
         self._to_close: list[socket.socket] = []
         self._events = 0  # in this window
@@ -141,6 +142,7 @@ class Poller:
         while True:
             events = poll(timeout, _MOST_EVENTS)
             self._in_round = True
+            self.rounds += 1
             for fd, flags in events:
                 member = members.get(fd)
                 if member is not None:  # None: one of the events before ended it

@@ -30,6 +30,7 @@ from coalesce.dial import DialError, Dialler, Refused
 from coalesce.downstream import Clients, close_listener, open_listener
 from coalesce.pin import Pin
 from coalesce.poller import Poller
+from coalesce.tls import CertificateError, listener_certificates
 from coalesce.upstream import Connection, keep
 
 if TYPE_CHECKING:
@@ -82,10 +83,15 @@ class Server:
     """One run. Everything it starts ends with `serve`."""
 
     def __init__(self, config: Config, secret: Callable[[], bytes] = _secret) -> None:
+        """Raises StartError."""
         self._config = config
         upstream = config.upstream
+        try:
+            self._dialler = Dialler(config)
+            certificates = listener_certificates(config)
+        except CertificateError as problem:
+            raise StartError(str(problem)) from None
         self._poller = Poller()
-        self._dialler = Dialler(config)
         self._nursery: trio.Nursery | None = None
         self._new_lanes: list[Lane] = []
         self._pins: set[Pin] = set()
@@ -93,8 +99,9 @@ class Server:
         base = Identity(upstream.username, upstream.password, upstream.database, 2)
         limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.max_leases, config.hold_below)
         self._exchange = Exchange(base, self._open_lane, limits, secret)
+        max_clients = allowed_clients(config.max_clients)
         self._clients = Clients(
-            self._exchange, self._poller, allowed_clients(config.max_clients), config.outbox_limit, self._start_pin
+            self._exchange, self._poller, max_clients, config.outbox_limit, self._start_pin, certificates
         )
 
     async def serve(self, task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED) -> Summary:
@@ -213,6 +220,7 @@ class Server:
         while True:
             await trio.sleep(_EXPIRE_EVERY)
             self._dialler.expire()
+            self._clients.expire()
             self._exchange.expire(perf_counter(), self._config.upstream_wait)
             self._exchange.flush(perf_counter())
 

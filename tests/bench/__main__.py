@@ -19,7 +19,7 @@ from .load import Sampler, trial
 from .machine import Neighbours, facts, raise_descriptor_limit
 from .measure import idle_client_bytes, measure, visiting
 from .scenarios import DESCRIPTORS_FOR_MANY, IDLE_CLIENTS, MANY, MEMORY, SCENARIOS, TWO_HUNDRED, Scenario
-from .targets import DIRECT, REPOSITORY, TARGETS, Rig, Target, is_installed, rig
+from .targets import DIRECT, REPOSITORY, TARGETS, TLS_TARGETS, Rig, Target, missing, rig
 
 # The number of commands of a run, by the names of scenario and target.
 Lengths = Mapping[tuple[str, str], int]
@@ -38,7 +38,7 @@ Lengths = Mapping[tuple[str, str], int]
 @click.option(
     "--target",
     multiple=True,
-    type=click.Choice([target.name for target in TARGETS]),
+    type=click.Choice([target.name for target in (*TARGETS, *TLS_TARGETS)]),
     help="These targets alone. May be repeated.",
 )
 @click.option(
@@ -106,7 +106,7 @@ def _measure_all(  # noqa: PLR0913 - one for each flag
     ):
         if memory:
             for target in targets:
-                if target is not DIRECT:
+                if target in TARGETS and target is not DIRECT:
                     _say(f"memory of {IDLE_CLIENTS:,} idle clients: {target.name}")
                     results.idle_client_bytes[target.name] = idle_client_bytes(ground, target, IDLE_CLIENTS)
         lengths = _lengths(ground, scenarios, targets, seconds, modern=modern)
@@ -151,11 +151,11 @@ def _targets(names: Sequence[str]) -> list[Target]:
     """Those asked for; else all but the ones that are not installed."""
     if not (REPOSITORY / "coalesce" / "__main__.py").exists() and (not names or any("coalesce" in it for it in names)):
         raise BenchError("there is no coalesce/__main__.py to measure; --target names what to measure without it")
-    chosen = [target for target in TARGETS if not names or target.name in names]
+    chosen = [target for target in (*TARGETS, *TLS_TARGETS) if not names or target.name in names]
     for target in chosen:
-        if not is_installed(target):
-            _say(f"{target.name} takes no part: {target.program} is not installed")
-    return [target for target in chosen if is_installed(target)]
+        if why := missing(target):
+            _say(f"{target.name} takes no part: {why}")
+    return [target for target in chosen if not missing(target)]
 
 
 def _rotated(targets: Sequence[Target], by: int) -> list[Target]:

@@ -1,6 +1,7 @@
 """Where a target listens, and how to speak to it."""
 
 import socket
+import ssl
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,22 @@ class Unix:
         return _connected(socket.socket(socket.AF_UNIX), str(self.path))
 
 
-Address = Tcp | Unix
+@dataclass(frozen=True)
+class Tls:
+    """A port on loopback that speaks TLS, with a certificate of the authority in the file."""
+
+    port: int
+    authority: Path
+
+    def arguments(self) -> list[str]:
+        return [*Tcp(self.port).arguments(), "--tls", "--cacert", str(self.authority)]
+
+    def connect(self) -> socket.socket:
+        context = ssl.create_default_context(cafile=str(self.authority))
+        return context.wrap_socket(Tcp(self.port).connect(), server_hostname="127.0.0.1")
+
+
+Address = Tcp | Unix | Tls
 
 
 def _connected(connection: socket.socket, to: tuple[str, int] | str) -> socket.socket:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from .measure import Measurement
 from .scenarios import FIFTY, LONE, LONE_ON_ONE_CORE, MANY, PIPELINED, TWO_HUNDRED, Scenario
-from .targets import COALESCE_TCP, COALESCE_UNIX, DIRECT, TWEMPROXY, Target
+from .targets import COALESCE_TCP, COALESCE_TLS_UPSTREAM, COALESCE_UNIX, DIRECT, TWEMPROXY, Target
 
 # One round: by the names of scenario and target.
 Round = dict[tuple[str, str], Measurement]
@@ -147,5 +147,11 @@ BARS = (
         "at most",
         1.5,
         _ratio(_proxy_cpu, over=(MANY, COALESCE_TCP), under=(FIFTY, COALESCE_TCP)),
+    ),
+    Bar(
+        "proxy CPU per command, 200 clients, TLS to the upstream over plain",
+        "at most",
+        1.1,
+        _ratio(_proxy_cpu, over=(TWO_HUNDRED, COALESCE_TLS_UPSTREAM), under=(TWO_HUNDRED, COALESCE_TCP)),
     ),
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .targets import COALESCE_TCP, TARGETS, TWEMPROXY, Target
+from .targets import COALESCE_TCP, TARGETS, TLS_TARGETS, TWEMPROXY, Target
 
 IDLE_CLIENTS = 5000
 MANY_CLIENTS = 5000
@@ -32,7 +32,7 @@ class Scenario:
 LONE = Scenario("1", 1, trial_commands=2_000)
 LONE_ON_ONE_CORE = Scenario("1-core", 1, trial_commands=2_000, one_core=True)
 FIFTY = Scenario("50", 50)
-TWO_HUNDRED = Scenario("200", 200)
+TWO_HUNDRED = Scenario("200", 200, targets=(*TARGETS, *TLS_TARGETS))
 PIPELINED = Scenario("50x16", 50, pipeline=16, trial_commands=50_000)
 # redis-benchmark takes 4 s to connect these (it pauses 50 ms after every 64), so only who is compared takes part.
 MANY = Scenario("5000", MANY_CLIENTS, targets=(COALESCE_TCP, TWEMPROXY))

@@ -4,10 +4,12 @@ Each proxy runs with its defaults, but on one thread: coalesce and twemproxy hav
 be compared at equal means.
 """
 
+import functools
 import importlib
 import importlib.util
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,9 +17,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from .address import Address, Tcp, Unix, answers
+from .address import Address, Tcp, Tls, Unix, answers
 from .errors import BenchError
-from .processes import Daemon, daemon, free_port
+from .processes import START_SECONDS, Daemon, daemon, free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # `served 123456 commands in 4567 batches (mean 27.0, largest 112), 210 connections`
@@ -31,6 +33,8 @@ class Rig:
     directory: Path
     upstream: Daemon
     upstream_port: int
+    # The same upstream over TLS, and files for whoever speaks it; None if it can't.
+    upstream_tls: Tls | None = None
     _started: int = field(default=0, init=False)
 
     def new_path(self, name: str, suffix: str) -> Path:
@@ -69,6 +73,8 @@ class Target:
     batches: bool = False
     # Whether it takes HELLO and SELECT.
     modern: bool = True
+    # Whether it takes an upstream and a load that speak TLS.
+    tls: bool = False
 
 
 @contextmanager
@@ -80,10 +86,40 @@ def _direct(rig: Rig) -> Iterator[Visit]:
 def _coalesce(rig: Rig, *, unix: bool) -> Iterator[Visit]:
     port, path = free_port(), rig.new_path("coalesce", ".sock")
     address: Address = Unix(path) if unix else Tcp(port)
-    argv = [sys.executable, "-m", "coalesce", "--upstream", f"127.0.0.1:{rig.upstream_port}"]
-    argv += ["--listen", f"127.0.0.1:{port}", "--listen", f"unix://{path}"]
+    flags = ["--upstream", f"127.0.0.1:{rig.upstream_port}"]
+    flags += ["--listen", f"127.0.0.1:{port}", "--listen", f"unix://{path}"]
+    with _coalesce_at(rig, address, flags) as visit:
+        yield visit
+
+
+@contextmanager
+def _coalesce_at(rig: Rig, address: Address, flags: Sequence[str]) -> Iterator[Visit]:
+    argv = [sys.executable, "-m", "coalesce", *flags]
     with rig.proxy("coalesce", argv, lambda it: "listening on" in it.output() and answers(address)) as running:
         yield Visit(address, running)
+
+
+@contextmanager
+def _coalesce_to_tls(rig: Rig) -> Iterator[Visit]:
+    tls, port = _tls_of(rig), free_port()
+    upstream = ["--upstream", f"rediss://127.0.0.1:{tls.port}", "--upstream-ca", str(tls.authority)]
+    with _coalesce_at(rig, Tcp(port), [*upstream, "--listen", f"127.0.0.1:{port}"]) as visit:
+        yield visit
+
+
+@contextmanager
+def _tls_to_coalesce(rig: Rig) -> Iterator[Visit]:
+    address = Tls(free_port(), _tls_of(rig).authority)
+    listen = ["--listen", f"127.0.0.1:{address.port}"]
+    listen += ["--tls-cert", str(_certificate(rig.directory)), "--tls-key", str(_key(rig.directory))]
+    with _coalesce_at(rig, address, ["--upstream", f"127.0.0.1:{rig.upstream_port}", *listen]) as visit:
+        yield visit
+
+
+def _tls_of(rig: Rig) -> Tls:
+    if rig.upstream_tls is None:
+        raise BenchError(_missing_for_tls() or "there is no TLS")
+    return rig.upstream_tls
 
 
 @contextmanager
@@ -117,6 +153,9 @@ COALESCE_UNIX = Target("coalesce-unix", partial(_coalesce, unix=True), batches=T
 TWEMPROXY = Target("twemproxy", _twemproxy, program="nutcracker", modern=False)
 HAPROXY = Target("haproxy", _haproxy, program="haproxy")
 TARGETS = (DIRECT, COALESCE_TCP, COALESCE_UNIX, TWEMPROXY, HAPROXY)
+COALESCE_TLS_UPSTREAM = Target("coalesce-tls-upstream", _coalesce_to_tls, batches=True, tls=True)
+COALESCE_TLS_LISTENER = Target("coalesce-tls-listener", _tls_to_coalesce, batches=True, tls=True)
+TLS_TARGETS = (COALESCE_TLS_UPSTREAM, COALESCE_TLS_LISTENER)
 
 
 def _find(program: str) -> str | None:
@@ -131,8 +170,45 @@ def _found(program: str) -> str:
     return path
 
 
-def is_installed(target: Target) -> bool:
-    return target.program is None or _find(target.program) is not None
+def missing(target: Target) -> str | None:
+    """What the target needs and does not find, if anything."""
+    if target.program is not None and _find(target.program) is None:
+        return f"{target.program} is not installed"
+    return _missing_for_tls() if target.tls else None
+
+
+@functools.cache
+def _missing_for_tls() -> str | None:
+    if importlib.util.find_spec("trustme") is None:
+        return "the package trustme, which makes certificates, is not installed"
+    # A server that can speak TLS misses its certificate; others do not know the flag, or lack the part for it.
+    for argv, sign in (
+        ([redis_server(), "--port", "0", "--tls-port", str(free_port())], "tls-cert-file"),
+        ([redis_benchmark(), "--help"], "--tls"),
+    ):
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=START_SECONDS, check=False)
+        if sign not in done.stdout + done.stderr:
+            return f"{argv[0]} was built without TLS"
+    return None
+
+
+def _certificate(directory: Path) -> Path:
+    return directory / "bench.crt"
+
+
+def _key(directory: Path) -> Path:
+    return directory / "bench.key"
+
+
+def _tls_files(directory: Path) -> Path:
+    """Writes a certificate and its key; the file of the authority that signed it."""
+    trustme = importlib.import_module("trustme")
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(str(_certificate(directory)))
+    issued.private_key_pem.write_to_path(str(_key(directory)))
+    authority.cert_pem.write_to_path(str(directory / "authority.pem"))
+    return directory / "authority.pem"
 
 
 def version_commands() -> dict[str, list[str]]:
@@ -165,9 +241,13 @@ def rig(directory: Path) -> Iterator[Rig]:
     """An upstream without persistence, so that no fork or fsync falls into a measurement."""
     port = free_port()
     argv = [redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    tls = None if _missing_for_tls() else Tls(free_port(), _tls_files(directory))
+    if tls is not None:
+        argv += ["--tls-port", str(tls.port), "--tls-auth-clients", "no", "--tls-ca-cert-file", str(tls.authority)]
+        argv += ["--tls-cert-file", str(_certificate(directory)), "--tls-key-file", str(_key(directory))]
     with daemon("redis-server", argv, directory / "upstream.log", directory) as upstream:
         upstream.wait_until(lambda: answers(Tcp(port)), "it answered")
-        yield Rig(directory, upstream, port)
+        yield Rig(directory, upstream, port, tls)
 
 
 def parse_closing_line(output: str) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import time
 from typing import Self
 
@@ -175,3 +176,22 @@ class Wire:
         taken = bytes(self.received)
         self.received.clear()
         return taken
+
+
+class TlsWire(Wire):
+    """A client over TLS. Its handshake is over when it has been made; it raises OSError when that fails."""
+
+    def __init__(self, address: Address, context: ssl.SSLContext, name: str = "127.0.0.1") -> None:
+        super().__init__(address)
+        self.socket = context.wrap_socket(self.socket, server_hostname=name)
+
+    def half_close(self) -> None:
+        """By a FIN alone: Python's TLS has no way to send a close_notify and read on."""
+        super(ssl.SSLSocket, self.socket).shutdown(socket.SHUT_WR)
+
+    def certificate(self) -> bytes:
+        """The peer's, in DER."""
+        assert isinstance(self.socket, ssl.SSLSocket)
+        found = self.socket.getpeercert(binary_form=True)
+        assert found is not None
+        return found
