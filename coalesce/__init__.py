@@ -25,6 +25,11 @@ is a plain `def`, in which nothing interleaves. Leases are in the same epoll: le
 clients are ordinary structured trio, because what they receive may be endless, and wants backpressure. One hand-off
 joins the two worlds (`Client.pin` to `Pin`), with the very sockets and the bytes that were read and not forwarded.
 
+What is large has a lane of its own, where an identity needs one: a reply of 10 MB takes milliseconds, and on the lane
+of everybody else all small ones would stand behind it. A large request is seen when it comes; of a session that was
+given a large reply, more are expected. Such a session changes lanes when nothing is owed to it (I6), and comes back
+after some small replies. On that lane one request is in flight at a time.
+
 Batches clock themselves: what is ready leaves together, and on a short link the next batch waits while one is in
 flight. So load makes batches longer and nothing else does; a lone command leaves at once.
 

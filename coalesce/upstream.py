@@ -32,6 +32,8 @@ log = logging.getLogger("coalesce")
 
 # Redis writes at most 64 KiB at a time; a larger chunk holds more replies side by side when it is ahead of us.
 _CHUNK = 64 * 1024
+# Bytes of a batch that are sent at a time: a socket may take 4 MB in one go, which is a millisecond for everybody else.
+_PIECE = 256 * 1024
 # Seconds that a connection has to live for its loss to be the first failure, not the next.
 _LIVED = 1.0
 # Seconds without a session after which a lane is closed. Short jobs of one identity follow each other within it.
@@ -59,7 +61,7 @@ class Connection:
     def send(self, batch: bytes) -> None:
         """Sends a batch. Until all of it has left, the lane gets no other (I10)."""
         try:
-            sent = self._sock.send(batch)
+            sent = self._sock.send(batch if len(batch) <= _PIECE else memoryview(batch)[:_PIECE])
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as problem:
@@ -102,7 +104,7 @@ class Connection:
         if self._rest is None or self.lost.is_set():
             return
         try:
-            sent = self._sock.send(self._rest)
+            sent = self._sock.send(self._rest[:_PIECE])
         except (BlockingIOError, InterruptedError):
             return
         except OSError as problem:
@@ -162,7 +164,7 @@ async def keep(lane: Lane, exchange: Exchange, poller: Poller, dialler: Dialler,
                     lane.identity, CONNECTION_NAME, ask=ask, ends=patience_ends if hurry else None
                 )
         except Refused as refusal:
-            if lane.identity != exchange.base:
+            if not exchange.is_base(lane):
                 log.debug("lane u%d: refused: %s", lane.number, refusal)
                 exchange.refuse(lane, refusal.reply)
                 exchange.flush(perf_counter())
@@ -182,7 +184,7 @@ async def keep(lane: Lane, exchange: Exchange, poller: Poller, dialler: Dialler,
         log.warning("lane u%d: can't connect to %s: %s", lane.number, config.upstream.address, why)
         with poller.others_in_a_hurry():
             await _back_off(lane, exchange, attempt, patience_ends, why)
-        if lane.state is LaneState.FAILING and not lane.sessions and lane.identity != exchange.base:
+        if lane.state is LaneState.FAILING and not lane.sessions and not exchange.is_base(lane):
             exchange.retire(lane)
             return
 
@@ -243,7 +245,7 @@ async def _attend(lane: Lane, exchange: Exchange, poller: Poller, dialled: Diall
             if lane.exclusive:
                 if exchange.lease_is_idle(lane):
                     return False
-            elif not lane.sessions and not lane.owed and lane.identity != exchange.base:
+            elif not lane.sessions and not lane.owed and not exchange.is_base(lane):
                 exchange.retire(lane)
                 return False
     finally:

@@ -18,7 +18,7 @@ from coalesce.core.client_state import Rewritten, shared_form
 from coalesce.core.commands import BLOCKING, RIDES, TRANSACTIONAL, Need, need_of
 from coalesce.core.errors import ClientError, unavailable
 from coalesce.core.identity import move_of
-from coalesce.core.lane import UNSENT_LIMIT, Lane, LaneState, Limits
+from coalesce.core.lane import LARGE, UNSENT_LIMIT, Lane, LaneState, Limits
 from coalesce.core.lease import Lease, Leases, Witness
 from coalesce.core.resp import ARRAY_HEADERS, BULK_LIMIT, CRLF, LargeRequestError, RequestReader, pack, pack_tuple
 from coalesce.core.session import Session, SessionState
@@ -40,6 +40,8 @@ _HOLDING = frozenset((SessionState.SETTLING, SessionState.BORROWING, SessionStat
 _DEFAULTS = Limits()
 # Bytes of requests kept for a session that waits behind what may block. (Redis: client-query-buffer-limit, 1 GB.)
 HELD_LIMIT = 1024 * 1024
+# Replies in a row that were not large, after which a session leaves the lane for what is large.
+_SMALL_AGAIN = 16
 
 
 class Totals(NamedTuple):
@@ -77,6 +79,7 @@ class Exchange:
         self.base = base
         self.limits = limits
         self.lanes: dict[Identity, Lane] = {}
+        self.large_lanes: dict[Identity, Lane] = {}  # of the same identities, where there is a need
         self.dirty: list[Lane] = []  # the lanes with unsent requests
         self.draining = False
         self.swallowed = 0
@@ -94,15 +97,26 @@ class Exchange:
         """The lane of an identity, new if there was none."""
         lane = self.lanes.get(identity)
         if lane is None:
-            lane = self.lanes[identity] = self._new_lane(identity, exclusive=False)
+            lane = self.lanes[identity] = self._new_lane(identity)
         return lane
+
+    def large_lane(self, identity: Identity) -> Lane:
+        """The lane of an identity for what is large, new if there was none."""
+        lane = self.large_lanes.get(identity)
+        if lane is None:
+            lane = self.large_lanes[identity] = self._new_lane(identity, large=True)
+        return lane
+
+    def is_base(self, lane: Lane) -> bool:
+        """Whether it is the lane that is always there."""
+        return lane is self.lanes.get(self.base)
 
     def open_exclusive_lane(self, identity: Identity) -> Lane:
         """A new lane for one session at a time: see lease.py."""
         return self._new_lane(identity, exclusive=True)
 
-    def _new_lane(self, identity: Identity, *, exclusive: bool) -> Lane:
-        lane = Lane(self._numbers, identity, self.limits, exclusive=exclusive)
+    def _new_lane(self, identity: Identity, *, exclusive: bool = False, large: bool = False) -> Lane:
+        lane = Lane(self._numbers, identity, self.limits, exclusive=exclusive, large=large)
         self._numbers += 1
         self._open_lane(lane)
         return lane
@@ -110,13 +124,13 @@ class Exchange:
     @property
     def sessions(self) -> Iterator[Session]:
         """All that are neither pinned nor gone."""
-        for lane in list(self.lanes.values()):
+        for lane in [*self.lanes.values(), *self.large_lanes.values()]:
             yield from list(lane.sessions)
 
     def totals(self, *, exclusive: bool) -> Totals:
         """What leases have carried so far, or shared lanes."""
         total = self._retired[exclusive]
-        lanes = self.leases.of if exclusive else self.lanes.values()
+        lanes = self.leases.of if exclusive else [*self.lanes.values(), *self.large_lanes.values()]
         for lane in lanes:
             total = total.and_(lane)
         return total
@@ -211,7 +225,8 @@ class Exchange:
             # One request was cut in two. Behind it the quick way is open again, tried once a chunk.
             reader.feed(data)
             self._take_requests(session, reader, 1)
-            if session.state is SessionState.FLOWING and session.lane.authenticated:
+            # (On the lane for what is large a request stands by itself, and so could not be told from a transaction.)
+            if session.state is SessionState.FLOWING and session.lane.authenticated and not session.lane.large:
                 rest = reader.take() if not reader.in_request else b""
                 reader.feed(rest[self._ride(session, rest.split(CRLF), rest) :])
         if session.state in _HOLDING and reader.held > HELD_LIMIT:
@@ -260,6 +275,9 @@ class Exchange:
             return
         match need:
             case Need.RIDE:
+                if sum(map(len, arguments)) >= LARGE and not self._ride_large(session):
+                    self._settle(session, arguments)
+                    return
                 self.enqueue(session.lane, pack(arguments), session)
             case Need.CLIENT_STATE:
                 form = shared_form(session, arguments)
@@ -310,9 +328,14 @@ class Exchange:
         """A session whose replies are looked at was given one."""
         if session.throttled and session.owed <= self.limits.client // 2 and not session.lane.full:
             self.resume(session)
+        if session.large and session.state is SessionState.FLOWING:
+            session.small += 1
+            session.large = session.small < _SMALL_AGAIN
         if session.owed:
             return
-        if session.state in {SessionState.LEASED, SessionState.PINNING}:
+        if session.state is SessionState.FLOWING:
+            self._change_lane(session)
+        elif session.state in {SessionState.LEASED, SessionState.PINNING}:
             if session.lease is not None and session.lease.clean:
                 self._flow_again(session)
                 self.advance(session)
@@ -321,6 +344,34 @@ class Exchange:
             self.advance(session)
         elif session.state is SessionState.ENDING:
             self._close(session)
+
+    # --- what is large has a lane of its own ---
+
+    def _ride_large(self, session: Session) -> bool:
+        """Whether the session's next request, which is large, may leave now, and not first when nothing is owed."""
+        session.large = True
+        session.small = 0
+        if session.lane.large or self.large_lane(session.lane.identity).state is not LaneState.READY:
+            return True
+        if session.owed:
+            return False
+        self._change_lane(session)
+        return True
+
+    def _had_large(self, session: Session) -> None:
+        """The session was given a large reply: more may follow, but on the other lane."""
+        session.small = 0
+        if session.state is SessionState.FLOWING and session.lease is None:
+            session.large = True
+            self._change_lane(session) if not session.owed else session.rewire()
+
+    def _change_lane(self, session: Session) -> None:
+        """A session to which nothing is owed changes to the lane that is for what it moves, where that is connected."""
+        identity = session.lane.identity
+        lane = self.large_lane(identity) if session.large else self.lane(identity)
+        if lane is not session.lane and (lane.state is LaneState.READY or not lane.large):
+            self._ride_on(session, lane)
+        session.rewire()
 
     def _throttle(self, session: Session) -> None:
         """Stops reading from a session. What has been read of it already, a chunk at the most, still takes its way."""
@@ -399,11 +450,16 @@ class Exchange:
         session.become(SessionState.GONE)
         session.reader = None
         session.peer.close()
-        home = self.lanes.get(session.lane.identity)
-        if home is not None:
-            home.sessions.discard(session)
+        self._leave_home(session)
         if session.lease is not None:
             self.leases.give_back(session)
+
+    def _leave_home(self, session: Session) -> None:
+        """The lane that it rides, or rode before it was lent another, counts it no longer."""
+        for lanes in (self.lanes, self.large_lanes):
+            home = lanes.get(session.lane.identity)
+            if home is not None:
+                home.sessions.discard(session)
 
     def swallow(self, data: bytes) -> None:
         """Takes the place of `Session.write` once the client has left."""
@@ -448,6 +504,9 @@ class Exchange:
             self._pin(session, arguments)  # in a transaction: what it means is only known when that has ended
         elif need in _BORROWING:
             self._borrow(session, arguments or [])
+        elif need is Need.RIDE:  # a large one
+            session.become(SessionState.FLOWING)
+            self._dispatch(session, arguments or [])
         else:
             self._move(session, arguments or [], need)
 
@@ -557,9 +616,7 @@ class Exchange:
         lane.become(LaneState.CLOSED)
         self._count_out(lane)
         lane.waiting.discard(session)
-        home = self.lanes.get(lane.identity)
-        if home is not None:
-            home.sessions.discard(session)
+        self._leave_home(session)
         session.become(SessionState.PINNED)
         session.peer.pin(lane, pending)
 
@@ -571,6 +628,8 @@ class Exchange:
     def _leave_lease(self, session: Session) -> None:
         if session.throttled:
             self.resume(session)
+        self._leave_home(session)
+        session.large = False
         home = self.lane(session.lane.identity)
         self.leases.give_back(session)
         session.lane = home
@@ -625,7 +684,8 @@ class Exchange:
             lane.send(lane.take_batch(now))
         if lane.has_unsent:
             held.append(lane)
-        if lane.owed >= lane.limit or (lane.send is None and sum(map(len, lane.unsent)) > UNSENT_LIMIT):
+        busy = lane.send is None or lane.large
+        if lane.owed >= lane.limit or (busy and sum(map(len, lane.unsent)) > UNSENT_LIMIT):
             lane.full = True
 
     def replies(self, lane: Lane, data: bytes, now: float) -> None:
@@ -635,6 +695,11 @@ class Exchange:
             lease.stream.receive(data)
         else:
             lane.receive(data, now)
+            if lane.had_large:
+                callers, lane.had_large = lane.had_large, []
+                for caller in callers:
+                    if isinstance(caller, Session):
+                        self._had_large(caller)
         if lease is not None and lease.session is not None and lease.session.ended:
             self._look_at_end(lease.session)
         if lane.full:
@@ -673,7 +738,7 @@ class Exchange:
         self._forget(lane)
 
     def _forget(self, lane: Lane) -> None:
-        del self.lanes[lane.identity]
+        del (self.large_lanes if lane.large else self.lanes)[lane.identity]
         self._count_out(lane)
 
     def _count_out(self, lane: Lane) -> None:

@@ -45,6 +45,11 @@ UNAUTHENTICATED_BATCH = 4
 STREAM_FROM = 16 * 1024
 
 
+# Requests and replies from this size on have a lane of their own, so that small ones do not wait behind them: bytes. An
+# upstream writes 64 KiB of each connection in turn, so what is shorter holds up nobody there for more than two turns.
+LARGE = 128 * 1024
+
+
 class Caller(Protocol):
     """What the FIFO holds: a session, or whoever asked in its stead."""
 
@@ -108,12 +113,15 @@ _TRANSITIONS = {
 class Lane:
     """A FIFO over one upstream connection. `number` names it in logs and transcripts (`u0`)."""
 
-    def __init__(self, number: int, identity: Identity, limits: Limits, *, exclusive: bool = False) -> None:
+    def __init__(
+        self, number: int, identity: Identity, limits: Limits, *, exclusive: bool = False, large: bool = False
+    ) -> None:
         self.number = number
         self.identity = identity
         self.state = LaneState.DIALLING
         self.limit = limits.lane
         self.exclusive = exclusive  # for one session at a time: see lease.py
+        self.large = large  # for sessions that move large values: one request at a time
         self._hold_below = 0 if exclusive else limits.hold_below
         self.full = False
         self.waiting: set[Session] = set()  # those not read for the while
@@ -137,6 +145,8 @@ class Lane:
         self._outstanding = 0  # of the reply that is being passed on as it comes: elements missing,
         self._passing = 0  # ... bytes missing of the bulk string at hand,
         self._begun = False  # ... and whether its caller has got a piece of it
+        self._passed = 0  # ... bytes passed of it
+        self.had_large: list[Caller] = []  # those who have been given a large reply; emptied by the exchange
         # Counted for the closing line.
         self.commands = 0
         self.batches = 0
@@ -190,7 +200,7 @@ class Lane:
         self.link = None
         self.send = None
         self._tail = b""
-        self._outstanding = self._passing = 0
+        self._outstanding = self._passing = self._passed = 0
         self._begun = False
         in_flight, self.in_flight = self.in_flight, deque()
         for caller in in_flight:
@@ -227,6 +237,8 @@ class Lane:
         """Whether the next batch should leave, or grow while another is in flight. A lone request never waits."""
         if not self.in_flight:
             return True
+        if self.large:
+            return False  # an upstream runs what has arrived in one go, and everybody else waits meanwhile
         return (self.authenticated and not self.first) and (
             len(self.callers) >= FULL_BATCH or self._round_trip >= self._hold_below or now - self._left > HOLD_AT_MOST
         )
@@ -237,11 +249,12 @@ class Lane:
         unsent = self.unsent
         self.unsent = []
         self.callers = []
-        if callers and not self.authenticated:
+        if callers and (self.large or not self.authenticated):
             if len(unsent) != len(callers):  # from before the connection was lost, when they took the quick way
                 unsent = unpack(b"".join(unsent))
-            self.unsent, unsent = unsent[UNAUTHENTICATED_BATCH:], unsent[:UNAUTHENTICATED_BATCH]
-            self.callers, callers = callers[UNAUTHENTICATED_BATCH:], callers[:UNAUTHENTICATED_BATCH]
+            most = 1 if self.large else UNAUTHENTICATED_BATCH
+            self.unsent, unsent = unsent[most:], unsent[:most]
+            self.callers, callers = callers[most:], callers[:most]
         if self.first:
             request, caller = self.first.popleft()
             unsent, callers = [request, *unsent], [caller, *callers]
@@ -357,10 +370,14 @@ class Lane:
         self.in_flight.popleft()
         head.owed -= 1
         self._write_piece(head, data[:position])
+        if self._passed >= LARGE:
+            self.had_large.append(head)
+        self._passed = 0
         self._begun = False
         return data[position:]
 
     def _write_piece(self, head: Caller, piece: bytes) -> None:
+        self._passed += len(piece)
         if self._begun:
             head.write_more(piece)
         else:

@@ -63,6 +63,12 @@ class Lease:
         in_use = self.in_transaction or self._watching or self.asking
         return not in_use and (self.stream is None or self.stream.over)
 
+    def unblocked(self) -> None:
+        """A request that might have blocked is answered: behind what may take for ever, the client was read from."""
+        self.blocking -= 1
+        if self.session is not None and not self.blocking:
+            self.session.rewire()
+
     def replied(self, name: bytes, beginning: bytes) -> None:
         """What the upstream said to a transactional request, or how it began."""
         if name == b"EXEC":
@@ -107,7 +113,8 @@ class Witness:
     def _count(self) -> None:
         if not self.owed:
             self._session.owed -= 1
-            self._lease.blocking -= self._blocks
+            if self._blocks:
+                self._lease.unblocked()
 
     def lost(self) -> None:
         self._session.lost()

@@ -88,8 +88,8 @@ _READING = frozenset((_S.FLOWING, _S.LEASED, _S.PINNING))
 class Session:
     """One client's conversation. Whoever connects it owns it; lanes only refer to it."""
 
-    __slots__ = ("_exchange", "ended", "flowing", "lane", "last_words", "lease",
-                 "name", "owed", "peer", "reader", "state", "throttled",
+    __slots__ = ("_exchange", "ended", "flowing", "lane", "large", "last_words", "lease",
+                 "name", "owed", "peer", "reader", "small", "state", "throttled",
                  "waiting", "write")  # fmt: skip
 
     def __init__(self, exchange: Exchange, lane: Lane, peer: Peer) -> None:
@@ -105,6 +105,8 @@ class Session:
         self.reader: RequestReader | None = None  # holds what was read and not yet taken as a request
         self.waiting: list[bytes] | None = None  # the request that waits while SETTLING or BORROWING
         self.last_words = b""  # what is written between the last reply and the close
+        self.large = False  # moves large values: is to ride the lane for these, as soon as it is owed nothing
+        self.small = 0  # replies in a row that were not large, while it does
         self.name = b""  # CLIENT SETNAME
         self.lease: Lease | None = None  # whose lane is this session's, while LEASED
         self.rewire()
@@ -141,11 +143,12 @@ class Session:
     def rewire(self) -> None:
         """Makes `write`, `flowing` and the client's reading follow from the state."""
         read = self.reading and not self.throttled
-        self.flowing = self.state is SessionState.FLOWING and self.reader is None and self.lane.authenticated
+        usual = self.state is SessionState.FLOWING and not self.large and not self.lane.large
+        self.flowing = usual and self.reader is None and self.lane.authenticated
         if self.state is SessionState.GONE:
             self.write = self._exchange.swallow
             return
-        self.write = self.peer.write if read and self.state is SessionState.FLOWING else self._write_and_look
+        self.write = self.peer.write if read and usual else self._write_and_look
         if self.state is not SessionState.PINNED:
             self.peer.read(read, not self.ended and self._may_go_on_for_ever)
 

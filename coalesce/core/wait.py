@@ -73,8 +73,8 @@ class _Waiting:
         if self.owed:
             return
         self._session.owed -= 1
-        self._lease.blocking -= 1
         self._lease.waits -= 1
+        self._lease.unblocked()
         vouched = any(mark.moved for mark in self._marks) or self._reply.startswith(b"-")
         self._session.write(self._reply if vouched else replies.UNMARKED)
 

@@ -7,7 +7,7 @@ import itertools
 from coalesce.core.errors import bulk
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
-from coalesce.core.lane import UNAUTHENTICATED_BATCH, UNSENT_LIMIT, Lane, Limits
+from coalesce.core.lane import LARGE, UNAUTHENTICATED_BATCH, UNSENT_LIMIT, Lane, Limits
 from coalesce.core.resp import unpack
 from coalesce.core.session import Session, SessionState
 
@@ -154,3 +154,132 @@ def test_requests_of_before_a_loss_on_a_connection_that_wants_a_password() -> No
         exchange.replies(lane, b"".join(bulk(request.split(b"\r\n")[4]) for request in requests), 0.0)
     for number, peer in enumerate(peers):
         assert peer.written == b"".join(bulk(b"%d-%d" % (number, key)) for key in range(6))
+
+
+# --- what is large has a lane of its own ---
+
+VALUE = b"x" * LARGE
+SET = canonical([b"SET", b"large", VALUE])
+GET = canonical([b"GET", b"large"])
+PING = canonical([b"PING"])
+
+
+def say(exchange: Exchange, session: Session, data: bytes) -> None:
+    """In chunks, as the shell reads it."""
+    for at in range(0, len(data), 16384):
+        exchange.receive(session, data[at : at + 16384])
+        exchange.flush(0.0)
+
+
+class Pair:
+    """An exchange of one identity with both its lanes connected; `links` are theirs."""
+
+    def __init__(self) -> None:
+        self.exchange = Exchange(BASE, lambda _: None, Limits(hold_below=0))
+        self.lanes = [self.exchange.lane(BASE), self.exchange.large_lane(BASE)]
+        self.links = [RecordingLink(self.exchange, lane) for lane in self.lanes]
+        for lane, link in zip(self.lanes, self.links, strict=True):
+            self.exchange.connected(lane, link, 0.0)
+
+    def says(self, session: Session, data: bytes) -> None:
+        say(self.exchange, session, data)
+
+    def replies(self, large: bool, data: bytes) -> None:
+        """As it comes: in chunks."""
+        for at in range(0, len(data), 65536):
+            self.exchange.replies(self.lanes[large], data[at : at + 65536], 0.0)
+        self.exchange.flush(0.0)
+
+
+def test_a_large_request_is_sent_where_it_holds_up_nothing_small() -> None:
+    pair = Pair()
+    session = pair.exchange.connect(RecordingPeer())
+    pair.says(session, SET)
+    assert [link.batches for link in pair.links] == [[], [SET]]
+
+
+def test_a_large_request_waits_until_nothing_is_owed_on_the_other_lane() -> None:
+    """I6: its replies could overtake those of before."""
+    pair = Pair()
+    peer = RecordingPeer()
+    session = pair.exchange.connect(peer)
+    pair.says(session, PING + SET + PING)
+    assert [link.batches for link in pair.links] == [[PING], []]
+    pair.replies(False, b"+PONG\r\n")
+    assert [link.batches for link in pair.links] == [[PING], [SET]]
+    pair.replies(True, b"+OK\r\n")
+    assert pair.links[True].batches == [SET, PING]
+    pair.replies(True, b"+PONG\r\n")
+    assert peer.written == b"+PONG\r\n+OK\r\n+PONG\r\n"
+
+
+def test_who_was_given_a_large_reply_rides_there_until_it_is_given_small_ones() -> None:
+    pair = Pair()
+    peer = RecordingPeer()
+    session = pair.exchange.connect(peer)
+    pair.says(session, GET)
+    pair.replies(False, bulk(VALUE))
+    pair.says(session, GET)
+    pair.replies(True, bulk(VALUE))
+    assert peer.written == bulk(VALUE) * 2
+    turns = 0
+    while session.lane.large:
+        pair.says(session, PING)
+        pair.replies(True, b"+PONG\r\n")
+        turns += 1
+    assert 1 < turns < 100
+    assert session.flowing
+    pair.says(session, PING)
+    assert pair.links[False].batches == [GET, PING]
+
+
+def test_who_pipelines_changes_once_nothing_is_owed() -> None:
+    pair = Pair()
+    session = pair.exchange.connect(RecordingPeer())
+    pair.says(session, GET * 2)
+    pair.replies(False, bulk(VALUE))
+    assert not session.lane.large
+    pair.replies(False, bulk(b"small"))
+    assert session.lane.large
+
+
+def test_one_large_request_is_in_flight_at_a_time() -> None:
+    """An upstream would run all that it has been sent in one go."""
+    pair = Pair()
+    sessions = [pair.exchange.connect(RecordingPeer()) for _ in range(3)]
+    for session in sessions:
+        pair.says(session, SET)
+    for sent in (1, 2, 3):
+        assert pair.links[True].batches == [SET] * sent
+        pair.replies(True, b"+OK\r\n")
+
+
+def test_without_a_connection_for_it_what_is_large_rides_with_the_rest() -> None:
+    exchange = Exchange(BASE, lambda _: None)
+    lane = exchange.lane(BASE)
+    link = RecordingLink(exchange, lane)
+    exchange.connected(lane, link, 0.0)
+    peer = RecordingPeer()
+    session = exchange.connect(peer)
+    say(exchange, session, SET)
+    exchange.replies(lane, b"+OK\r\n", 0.0)
+    assert (link.batches, peer.written) == ([SET], b"+OK\r\n")
+    assert list(exchange.large_lanes) == [BASE], "it is being dialled"
+
+
+def test_a_session_counts_on_one_lane_whatever_it_is_lent() -> None:
+    pair = Pair()
+    opened: list[Lane] = []
+    pair.exchange._open_lane = opened.append
+    session = pair.exchange.connect(RecordingPeer())
+    pair.says(session, SET)
+    pair.replies(True, b"+OK\r\n")
+    pair.says(session, canonical([b"WATCH", b"k"]))
+    pair.exchange.connected(opened[0], RecordingLink(pair.exchange, opened[0]), 0.0)
+    pair.exchange.flush(0.0)
+    pair.exchange.replies(opened[0], b"+OK\r\n", 0.0)
+    pair.says(session, canonical([b"UNWATCH"]))
+    pair.exchange.replies(opened[0], b"+OK\r\n", 0.0)
+    assert [lane.sessions for lane in pair.lanes] == [{session}, set()]
+    pair.exchange.depart(session)
+    assert [lane.sessions for lane in pair.lanes] == [set(), set()]

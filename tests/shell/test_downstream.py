@@ -85,3 +85,22 @@ def test_a_descriptor_is_not_used_again_within_a_round() -> None:
         assert pairs[1][0].fileno() == -1, "closed at the end of the round"
         for sock in [*closer.added, pairs[0][0], pairs[0][1], pairs[1][1]]:
             sock.close()
+
+
+def test_a_value_of_one_byte_is_no_reason_to_read_more_at_once() -> None:
+    """Larger chunks are for large values: a hundred thousand small arguments in one would take 50 ms of everybody."""
+    exchange = Exchange(BASE, lambda _: None)
+    ours, theirs = socket.socketpair()
+    with closing(Poller()) as poller, theirs:
+        clients = Clients(exchange, poller, 10, LARGE, no_pin)
+        clients.welcome(ours)
+        (session,) = exchange.sessions
+        (client,) = clients._shared
+        theirs.sendall(b"*9000\r\n$4\r\nMGET\r\n$1\r\n")
+        client.on_ready(READABLE)
+        assert session.reader is not None
+        before = session.reader.held
+        theirs.sendall(b"k\r\n" + b"$1\r\nk\r\n" * 8000)
+        client.on_ready(READABLE)
+        assert session.reader.held - before == 16 * 1024
+        client.give_up()

@@ -1,0 +1,462 @@
+"""Clients that are slow, greedy or hostile harm themselves alone (promise 6).
+
+In every test a neighbour works meanwhile: it gets its own replies, in its usual time; coalesce takes no more memory
+than its limits allow, and gives it back; no shared connection is closed. See `hostile.py`.
+
+What a client can make coalesce keep
+------------------------------------
+===========================  ==========================================================================================
+replies it does not read     outbox-limit, and the reply that goes over it; from half of that on it is not read from
+requests not yet whole       what it has sent of one, up to `proto-max-bulk-len`; what it has declared counts nothing
+requests not yet sent        client-limit, and what one read brings on top (`_CHUNK`)
+... of all clients           lane-limit of them, or UNSENT_LIMIT bytes, before nobody is read
+behind what may block        HELD_LIMIT, and one read
+being there                  a client, a session, a socket: some KB
+===========================  ==========================================================================================
+
+A reply stands in memory as part of the chunk that was read (64 KB), and of the piece that is kept. A request stands
+there up to three times for a moment: as it came, cut, and packed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import socket
+import statistics
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .hostile import KB, MB, STORMS, Neighbour, Storm, Watch, attacked, lanes, pour
+from .processes import Coalesce, closing_line, eventually, executables, running_coalesce, running_server
+from .wire import Wire, bulk, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .processes import RedisServer
+
+PONG = b"+PONG\r\n"
+# The resident memory of a client that does nothing: measured 0.8 KB, and its first requests take a reader and lists.
+CLIENT = 4 * KB
+CHUNK = 16 * KB
+LARGE_CHUNK = 256 * KB
+REPLIES_CHUNK = 64 * KB
+CLIENT_LIMIT = 1024
+# The heap's own: what it takes from the system at a time, and what is between objects that live.
+HEAP = 8 * MB
+# A request of a few bytes, as objects: its bytes, and places in lists.
+REQUEST = 200
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    """The newest that reads malformed requests as all Redis before it did, and answers a failed AUTH in a pipeline."""
+    newest = max((it for it in executables() if it.version < (7, 2)), key=lambda it: it.version)
+    with running_server(newest) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def calm(server: RedisServer) -> Iterator[Coalesce]:
+    """A coalesce that nobody attacks, for comparison."""
+    with running_coalesce(server.url) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def emptied(server: RedisServer) -> None:
+    with server.connect() as control:
+        assert control.ask("FLUSHALL") == b"+OK\r\n"
+
+
+@contextlib.contextmanager
+def clients(watch: Watch, count: int, receive_buffer: int | None = None) -> Iterator[list[Wire]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Wire(watch.coalesce.address, receive_buffer)) for _ in range(count)]
+
+
+def fill(server: RedisServer, key: str, size: int) -> None:
+    with server.connect() as control:
+        assert control.ask("SET", key, b"x" * size) == b"+OK\r\n"
+
+
+# Those who do not read
+
+
+def test_many_who_never_read_small_replies(server, calm):
+    """They ask on and on, until nobody takes their requests any more."""
+    deaf, limit = 8, 2 * MB
+    fill(server, "small", 100)
+    backlog = CLIENT_LIMIT * (REQUEST + 100) + CHUNK
+    with (
+        attacked(server, calm, HEAP + deaf * (limit + backlog), "--outbox-limit", str(limit)) as watch,
+        clients(watch, deaf, receive_buffer=4 * KB) as those,
+    ):
+        requests = pack("GET", "small") * 20_000
+        while sum(pour(wire, requests) for wire in those):
+            watch.look()
+        watch.look_closely()
+
+
+def test_many_who_never_read_large_replies(server, calm):
+    """Each asks for 5 MB ten times: what is on its way when its outbox is full is one reply more."""
+    deaf, limit, size = 8, 4 * MB, 5 * MB
+    fill(server, "large", size)
+    with (
+        attacked(server, calm, HEAP + deaf * (limit + size + REPLIES_CHUNK), "--outbox-limit", str(limit)) as watch,
+        clients(watch, deaf, receive_buffer=4 * KB) as those,
+    ):
+        for wire in those:
+            wire.send(pack("GET", "large") * 10)
+        eventually(lambda: watch.look() and watch.coalesce.stderr.count("unread: closed") == deaf)
+        watch.look_closely()
+
+
+def test_a_subscriber_that_does_not_read(server, calm):
+    limit, size = 4 * MB, 100 * KB
+    with (
+        attacked(server, calm, HEAP + limit + size + REPLIES_CHUNK, "--outbox-limit", str(limit)) as watch,
+        clients(watch, 1, receive_buffer=4 * KB) as (deaf,),
+        server.connect() as publisher,
+    ):
+        assert deaf.ask("SUBSCRIBE", "news").endswith(b":1\r\n")
+        listens = True
+        while listens:
+            listens = publisher.ask("PUBLISH", "news", b"x" * size) == b":1\r\n"
+            watch.look()
+        assert "unread: closed" in watch.coalesce.stderr
+
+
+# Those who say little
+
+
+def test_a_byte_at_a_time(server, calm):
+    """Forty clients give one byte each, whenever the neighbour has had a window."""
+    request = pack("SET", "slow", "v")
+    with attacked(server, calm, HEAP + 40 * CLIENT) as watch, clients(watch, 40) as those:
+        for byte in request:
+            for wire in those:
+                wire.send(bytes((byte,)))
+            watch.look()
+        for wire in those:
+            assert wire.reply() == b"+OK\r\n"
+
+
+def test_ten_thousand_who_say_nothing(server, calm):
+    """Or as many as there are descriptors for. The last of them is served like the first."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    most = hard if hard != resource.RLIM_INFINITY else 20_000
+    count = min(10_000 - 1, most - 2_000)
+    try:
+        with attacked(server, calm, HEAP + count * CLIENT) as watch, contextlib.ExitStack() as stack:
+            idle = [stack.enter_context(socket.create_connection(watch.coalesce.address)) for _ in range(count)]
+            watch.look_closely()
+            for sock in (idle[0], idle[-1]):
+                sock.sendall(pack("PING"))
+                assert sock.recv(100) == PONG
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_thousands_of_half_sent_requests(server, calm):
+    """Each holds what it has sent, and is answered once it sends the rest."""
+    count, half = 2000, 1000
+    request = pack("SET", "k", b"x" * 2 * half)
+    with attacked(server, calm, HEAP + count * (CLIENT + 3 * half)) as watch, clients(watch, count) as those:
+        for wire in those:
+            wire.send(request[:half])
+        watch.look_closely()
+        for wire in those[::10]:
+            wire.send(request[half:])
+        for wire in those[::10]:
+            assert wire.reply() == b"+OK\r\n"
+
+
+def test_what_is_declared_takes_no_room(server, calm):
+    """512 MB declared and never sent, by 2,000 clients."""
+    count = 2000
+    with attacked(server, calm, HEAP + count * (CLIENT + LARGE_CHUNK // 128)) as watch, clients(watch, count) as those:
+        for wire in those:
+            wire.send(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$536870912\r\n" + b"x" * 100)
+        watch.look_closely()
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [b"*1000000000\r\n", b"*1000000\r\n$4\r\nMGET\r\n", b"*2\r\n*1000000000\r\n", b"*2147483647\r\n"],
+    ids=["a billion arguments", "a million", "nested", "the most that there are"],
+)
+def test_a_count_takes_no_room(server, calm, beginning):
+    """Of arguments that never come. Where Redis refuses it, the client gets the same words."""
+    count = 200
+    with (
+        attacked(server, calm, HEAP + count * (CLIENT + 2 * REPLIES_CHUNK), "--max-leases", str(count)) as watch,
+        clients(watch, count) as those,
+    ):
+        for wire in those:
+            wire.send(beginning)
+        watch.look_closely()
+        with server.connect() as direct:
+            direct.send(beginning)
+            said, closed = eventually(direct.look) if b"*2\r\n*" in beginning else direct.look()
+            if closed or said:
+                assert those[0].rest() == said
+
+
+def test_a_line_without_an_end(server, calm):
+    """Inline, or as a length: at 64 KB Redis says that it is too long, and closes."""
+    count, sent = 50, 100 * KB
+    for beginning in (b"", b"*", b"*1\r\n$"):
+        with attacked(server, calm, HEAP + count * (CLIENT + 2 * sent)) as watch, clients(watch, count) as those:
+            for wire in those:
+                wire.send(beginning + b"1" * 60 * KB)
+            watch.look_closely()
+            for wire in those:
+                wire.send_unless_closed(b"1" * (sent - 60 * KB))
+            with server.connect() as direct:
+                direct.send_unless_closed(beginning + b"1" * sent)
+                expected = direct.rest()
+            assert b"too big" in expected
+            for wire in those:
+                assert wire.rest() == expected
+
+
+# Those who say much
+
+
+def test_a_pipeline_of_a_million_that_is_read(server, calm):
+    count, batch = 1_000_000, 20_000
+    with (
+        attacked(server, calm, HEAP + 2 * CLIENT_LIMIT * REQUEST + 4 * LARGE_CHUNK) as watch,
+        clients(watch, 1) as (wire,),
+    ):
+        requests, answered = pack("PING") * batch, 0
+        for _ in range(count // batch):
+            wire.send(requests)
+            while answered % (batch * len(PONG)) or not answered:
+                answered += len(wire.socket.recv(1 << 20))
+            answered -= batch * len(PONG)
+            watch.look()
+
+
+def test_a_pipeline_of_a_million_that_is_not_read(server, calm):
+    """It comes to a halt when its outbox is half full, and gets all of its replies once it reads."""
+    count, limit = 1_000_000, MB
+    backlog = CLIENT_LIMIT * REQUEST + CHUNK * 40  # a chunk of PINGs is a thousand requests
+    with (
+        attacked(server, calm, HEAP + limit + backlog, "--outbox-limit", str(limit)) as watch,
+        clients(watch, 1, receive_buffer=4 * KB) as (wire,),
+    ):
+        requests = memoryview(pack("PING") * count)
+        sent = 0
+        while more := pour(wire, requests[sent:]):
+            sent += more
+            watch.look()
+        assert sent < len(requests)
+        watch.look_closely()
+        answered, whole = 0, sent // len(pack("PING"))
+        while answered < whole * len(PONG):
+            answered += len(wire.socket.recv(1 << 20))
+
+
+def test_large_values_among_small_ones(server, calm):
+    """They go by a connection of their own, and who moves both gets both in order."""
+    size, count = 300 * KB, 6
+    with (
+        attacked(server, calm, HEAP + count * 8 * size) as watch,
+        clients(watch, count) as those,
+        server.connect() as control,
+    ):
+        for turn in range(5):
+            for number, wire in enumerate(those):
+                value = bytes((65 + number + turn,)) * size
+                wire.send(
+                    pack("ECHO", turn) + pack("SET", number, value) + pack("GET", number) + pack("ECHO", number) * 20
+                )
+            for number, wire in enumerate(those):
+                value = bytes((65 + number + turn,)) * size
+                assert wire.replies(3) == [bulk(str(turn)), b"+OK\r\n", bulk(value)]
+                assert wire.replies(20) == [bulk(str(number))] * 20
+            watch.look()
+        assert len(lanes(control)) == 3  # calm's, ours, and that for what is large
+
+
+@pytest.mark.parametrize("kind", STORMS)
+def test_a_storm(server, calm, kind):
+    """It takes a core for itself, so what it costs a neighbour is compared with what it costs one at the server."""
+
+    def stormy(neighbour: Neighbour, address: tuple[str, int]) -> list[float]:
+        with Storm(address, kind) as storm:
+            found = [neighbour.window() for _ in range(3)]
+        assert storm.count > 20
+        return found
+
+    with attacked(server, calm, HEAP + 4096 * CLIENT) as watch:  # as many may wait to be accepted
+        near, far = Neighbour(watch.coalesce.address), Neighbour(server.address)
+        through, direct = stormy(near, watch.coalesce.address), stormy(far, server.address)
+        told = [f"{statistics.median(it) * 1e3:.2f} ms" for it in (through, direct)]
+        print(f"p99 in a storm: {told[0]}, {told[1]} directly")
+        near.wire.close()
+        far.wire.close()
+        # One hop and one loop more: three times, and the slices of a scheduler that has four processes for two cores.
+        assert statistics.median(through) <= 3 * statistics.median(direct) + 10e-3
+
+
+# Requests that are read in two ways
+
+SMUGGLED = {
+    "a bulk string alone": b"$5\r\nabcde\r\n",
+    "an integer for a command": b":1\r\n",
+    "an integer in the array": b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n:5\r\n",
+    "an integer in front": b"*2\r\n:4\r\n$1\r\nk\r\n",
+    "a simple string in the array": b"*2\r\n+GET\r\n$1\r\nk\r\n",
+    "a nested array": b"*2\r\n$3\r\nGET\r\n*1\r\n$1\r\nk\r\n",
+    "a null in the array": b"*2\r\n$3\r\nGET\r\n$-1\r\n",
+    "a null array": b"*-1\r\n" + pack("PING"),
+    "an empty array": b"*0\r\n" + pack("PING"),
+    "a map": b"%1\r\n$3\r\nGET\r\n$1\r\nk\r\n",
+    "a request in a value": pack("SET", "k", "x\r\n" + pack("GET", "secret").decode()),
+    "a value shorter than told": b"*2\r\n$4\r\nECHO\r\n$3\r\nabcdef\r\n",
+    "a value longer than told": b"*2\r\n$4\r\nECHO\r\n$9\r\nabc\r\n" + pack("PING") * 2,
+    "wrong ends behind values": b"*2\r\n$4\r\nECHOxx$3\r\nabc\n\r" + pack("PING"),
+    "line feeds alone": b"*2\n$4\nECHO\n$3\nabc\n",
+    "carriage returns and something": b"*2\rx$4\rxECHO\r\n$3\rxabc\r\n" + pack("PING"),
+    "a plus in the count": b"*+1\r\n$4\r\nPING\r\n",
+    "a zero in the count": b"*01\r\n$4\r\nPING\r\n",
+    "a space in the length": b"*1\r\n$ 4\r\nPING\r\n",
+    "a count that wraps": b"*4294967297\r\n$4\r\nPING\r\n",
+    "a length that wraps": b"*1\r\n$18446744073709551620\r\nPING\r\n",
+    "a NUL in the header": b"*1\0\r\n$4\r\nPING\r\n",
+    "inline": b'SET k "a b"\r\nGET k\nPING\r\n',
+    "inline, quotes open": b'SET k "a b\r\nPING\r\n',
+    "inline behind an array": pack("PING") + b"PING\r\n" + pack("ECHO", "x"),
+    "an HTTP request": b"POST / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "Host: alone": b"Host: x\r\n" + pack("PING"),
+    "POST as an array": pack("POST", "/") + pack("PING"),
+}
+
+
+@pytest.fixture(scope="module")
+def smuggled(server: RedisServer, calm: Coalesce) -> Iterator[tuple[Watch, list[Wire]]]:
+    with attacked(server, calm, HEAP) as watch:
+        with clients(watch, 10) as neighbours:
+            yield watch, neighbours
+        watch.look_closely()
+
+
+@pytest.mark.parametrize("in_pieces", [False, True], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("name", SMUGGLED)
+def test_smuggling(server, smuggled, name, in_pieces):
+    """Said directly and through coalesce: the same comes back, and neighbours in the same batch get their own."""
+    watch, neighbours = smuggled
+    data = SMUGGLED[name]
+    pieces = [data[at : at + 1] for at in range(len(data))] if in_pieces else [data]
+    found = []
+    for address in (server.address, watch.coalesce.address):
+        with server.connect() as control, Wire(address) as wire:
+            assert control.ask("SET", "k", "v") == b"+OK\r\n"
+            for number, piece in enumerate(pieces):
+                for who, neighbour in enumerate(neighbours[: 1 if in_pieces else 10]):
+                    neighbour.send(pack("ECHO", f"{who}-{number}"))
+                wire.send_unless_closed(piece)
+                for who, neighbour in enumerate(neighbours[: 1 if in_pieces else 10]):
+                    assert neighbour.reply() == bulk(f"{who}-{number}")
+            with contextlib.suppress(OSError):
+                wire.half_close()
+            found.append((wire.rest(), control.ask("GET", "k")))
+    assert found[1] == found[0]
+    watch.look()
+
+
+# Those who have not authenticated
+
+RUDE = {
+    "POST": pack("POST", "/"),
+    "Host:": pack("Host:", "x"),
+    "POST, inline": b"POST / HTTP/1.1\r\n",
+    "eleven arguments": pack("MGET", *map(str, range(10))),
+    "eleven arguments, inline": b"MGET 0 1 2 3 4 5 6 7 8 9\r\n",
+    "a value of 16 KB and 1": pack("SET", "k", "x" * 16385),
+    "... inline": b"SET k " + b"x" * 16385 + b"\r\n",
+    "a pipeline with a bad end": pack("GET", "k") * 3 + b"*1\r\n:1\r\n",
+    "a thousand refusals": pack("GET", "k") * 1000,
+    "a failed AUTH": pack("AUTH", "wrong") * 20,
+    "a failed HELLO": pack("HELLO", 3, "AUTH", "default", "wrong") * 20,
+    "a long password": pack("AUTH", "x" * 16000),
+    "RESET": pack("RESET") + pack("GET", "k"),
+    "QUIT": pack("QUIT"),
+    "a billion arguments": b"*1000000000\r\n",
+    "a subscription": pack("SUBSCRIBE", "a") + pack("MONITOR") + pack("MULTI"),
+}
+
+
+def test_before_auth(server):
+    """They share a connection, too, and an upstream closes it for less."""
+    with running_server(server.executable, "--requirepass", "pw") as closed, contextlib.ExitStack() as stack:
+        control = stack.enter_context(closed.connect())
+        assert control.ask("AUTH", "pw") == b"+OK\r\n"
+        coalesce = stack.enter_context(running_coalesce(closed.url))
+        member = stack.enter_context(coalesce.connect())
+        assert member.ask("AUTH", "pw") == b"+OK\r\n"
+        stranger = stack.enter_context(coalesce.connect())
+        assert stranger.ask("GET", "k").startswith(b"-NOAUTH")
+        before = lanes(control)
+        for what, data in RUDE.items():
+            with closed.connect() as direct, coalesce.connect() as wire:
+                for each in (direct, wire):
+                    each.send_unless_closed(data)
+                    stranger.send(pack("GET", "k"))
+                    with contextlib.suppress(OSError):
+                        each.half_close()
+                # Redis itself may close before it has said it all: it can't do so to a connection that others share.
+                assert wire.rest().startswith(direct.rest()), what
+            assert [reply[:7] for reply in stranger.replies(2)] == [b"-NOAUTH"] * 2
+            assert member.ask("ECHO", what) == bulk(what)
+            assert lanes(control) == before, what
+        assert "connection lost" not in coalesce.stderr
+
+
+# Descriptors
+
+
+def test_descriptors_run_out(server):
+    """More clients than descriptors: they wait to be accepted, those who are there are served, and it goes on."""
+    limit, wanted = 64, 100
+    # When it starts, coalesce takes no more clients than it has descriptors for; here the limit is lowered afterwards.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (
+        running_coalesce(server.url, "--upstream-wait", "0.3") as coalesce,
+        contextlib.ExitStack() as stack,
+        server.connect() as control,
+    ):
+        resource.prlimit(coalesce.pid, resource.RLIMIT_NOFILE, (limit, hard))
+        neighbour = Neighbour(coalesce.address)
+        stack.callback(neighbour.wire.close)
+        neighbour.window()
+        before = lanes(control)
+        waiting = [stack.enter_context(coalesce.connect()) for _ in range(wanted)]
+        eventually(lambda: "can't accept clients for the moment" in coalesce.stderr)
+        for wire in waiting:
+            wire.send(pack("PING"))
+        served = [wire for wire in waiting[: limit // 2] if wire.reply() == PONG]
+        for _ in range(5):
+            neighbour.window()
+        assert waiting[-1].look() == (b"", False)  # neither served nor refused: it waits
+        # A lease can't be dialled now: who asks for one is told so, and goes on.
+        assert served[0].ask("BLPOP", "nothing", "0.01")[:1] in b"-*"
+        for wire in served:
+            wire.close()
+        for wire in waiting[len(served) :][: len(served)]:
+            assert wire.reply() == PONG
+        for wire in waiting:
+            wire.close()
+        with coalesce.connect() as late:
+            assert late.ask("PING") == PONG
+        neighbour.window()
+        assert lanes(control) == before
+        code, stderr = coalesce.stop()
+        assert code == 0, stderr
+        assert closing_line(stderr).commands > wanted
