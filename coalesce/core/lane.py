@@ -356,8 +356,12 @@ class Lane:
     def _pass_on(self, data: bytes) -> bytes:
         """Passes on what `data` has of the reply at the head; what lies behind that reply is returned."""
         head = self.in_flight[0]
-        position = min(self._passing, len(data))
+        before = self._passing
+        position = min(before, len(data))
         self._passing -= position
+        # The line end may come in two chunks.
+        if before > 1 >= self._passing and data[before - 2] != 13:
+            raise Desync("a bulk string without an end")
         if not self._passing:
             if position and data[position - 1] != 10:
                 raise Desync("a bulk string without an end")

@@ -268,6 +268,7 @@ def split_inline(line: bytes) -> list[bytes] | None:
             if closed is None or (closed < len(line) and line[closed] not in _SPACES):
                 return None  # no end, or something right behind it
             position = closed
+            break  # the argument ends with its quote, also before a space that would not end it
         arguments.append(bytes(argument))
 
 
@@ -304,12 +305,12 @@ SHORT_LENGTHS = {b"%d" % length: length for length in range(1024)}
 
 def _length(digits: bytes, least: int = 0) -> int:
     """A length or count in a reply. Raises Desync for anything but plain digits, or -1 where `least` allows it."""
-    if not _INTEGER.fullmatch(digits) or int(digits) < least:
+    if not _INTEGER.fullmatch(digits) or not least <= int(digits) < 2**63:
         raise Desync(f"a length of {digits[:20]!r}")
     return int(digits)
 
 
-def skip_elements(
+def skip_elements(  # noqa: C901 (one walk: a type each)
     data: bytes, position: int, outstanding: int, arrays: frozenset[int] = _ARRAYS
 ) -> tuple[int, int, int]:
     """Goes on through a reply that lacks `outstanding` elements, as far as `data` reaches.
@@ -332,6 +333,8 @@ def skip_elements(
             outstanding -= 1
             position = end + 2 if length < 0 else end + length + 4
             if position > size:
+                if position == size + 1 and data[size - 1] != 13:
+                    raise Desync("a bulk string without an end")
                 return size, outstanding, position - size
             if data[position - 2 : position] != CRLF:
                 raise Desync("a bulk string without an end")

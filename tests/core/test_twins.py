@@ -582,7 +582,7 @@ def check_nobody_has_anothers(sound: bytes, fifo: list[str], lane: Lane, callers
 DOUBTFUL = [
     b"$-2\r\n", b"*-2\r\n", b"%-1\r\n", b"~-1\r\n", b"|-1\r\n", b"$+3\r\nabc\r\n", b"$ 3\r\nabc\r\n",
     b"$1_0\r\n0123456789\r\n", b"*1_0\r\n" + b":1\r\n" * 10, b"*03\r\n:1\r\n:1\r\n:1\r\n",
-    b"|1\r\n+k\r\n+v\r\n>1\r\n+x\r\n", b"$3\r\nabcXY",
+    b"|1\r\n+k\r\n+v\r\n>1\r\n+x\r\n", b"$3\r\nabcXY", b"$9223372036854775808\r\n",
 ]  # fmt: skip
 
 
@@ -594,3 +594,23 @@ def test_lane_receive_doubtful(doubtful: bytes) -> None:
     lane, _ = lane_owing(["a", "b"] * 20)
     with pytest.raises(UpstreamError):
         lane.receive(b"+OK\r\n" + doubtful + b"+secret\r\n" * 2, 0.0)
+
+
+@pytest.mark.parametrize("behind", [0, 1, 2])
+@pytest.mark.parametrize("line_end", [b"X\n", b"\rX", b"\n\r", b"XX"])
+def test_lane_receive_doubtful_line_end(line_end: bytes, behind: int) -> None:
+    """Behind a large value that is passed on as it comes, too, and wherever the chunk ends (`tests/fuzz` found it)."""
+    lane, callers = lane_owing(["a", "b"])
+    value = b"v" * 20_000
+    data = b"$%d\r\n" % len(value) + value + line_end
+    with pytest.raises(UpstreamError):
+        receive_all(
+            lane,
+            [
+                data[:10_000],
+                data[10_000:18_000],
+                data[18_000 : len(data) - behind],
+                data[len(data) - behind :] + b"+secret\r\n",
+            ],
+        )
+    assert callers["b"].got == b""

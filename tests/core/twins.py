@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 LINE_LIMIT = 64 * 1024
-SPACES = b" \t\n\v\f\r"
+SPACES = b" \t\n\v\f\r"  # isspace(): what is skipped before a word, and may follow a quote
+ENDS = b" \t\n\r"  # ... and what ends a word, which is less
 HEX = b"0123456789abcdefABCDEF"
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
 
@@ -52,10 +53,7 @@ def read_requests(data: bytes, *, authenticated: bool = True, bulk_limit: int = 
     rests: list[bytes] = []
     while data:
         try:
-            if data.startswith(b"*"):
-                request, behind = _read_array(data, authenticated, bulk_limit)
-            else:
-                request, behind = _read_inline(data)
+            request, behind = read_request(data, authenticated=authenticated, bulk_limit=bulk_limit)
         except Incomplete:
             return Reading(requests, rests, data, None)
         except Broken as error:
@@ -65,6 +63,13 @@ def read_requests(data: bytes, *, authenticated: bool = True, bulk_limit: int = 
             rests.append(behind)
         data = behind
     return Reading(requests, rests, b"", None)
+
+
+def read_request(data: bytes, *, authenticated: bool, bulk_limit: int) -> tuple[list[bytes], bytes]:
+    """The request that `data` begins with, perhaps an empty one, and what lies behind. Raises Incomplete and Broken."""
+    if data.startswith(b"*"):
+        return _read_array(data, authenticated, bulk_limit)
+    return _read_inline(data)
 
 
 def _up_to(data: bytes, end: bytes, too_long: str) -> bytes:
@@ -96,7 +101,7 @@ def split_words(line: bytes) -> list[bytes]:
 
 def _split_word(rest: bytes) -> tuple[bytes, bytes]:
     word = b""
-    while rest and rest[:1] not in _each(SPACES):
+    while rest and rest[:1] not in _each(ENDS):
         first, rest = rest[:1], rest[1:]
         if first not in (b'"', b"'"):
             word += first
@@ -142,7 +147,7 @@ def _read_header(data: bytes, too_long: str) -> tuple[bytes, int | None, bytes]:
 def _integer(text: bytes) -> int | None:
     """`string2ll`: one spelling for each integer of 64 bits."""
     digits = text.removeprefix(b"-")
-    if not digits or any(digit not in b"0123456789" for digit in digits):
+    if not digits or len(digits) > 19 or any(digit not in b"0123456789" for digit in digits):
         return None
     value = int(text)
     if str(value).encode() != text or not -(2**63) <= value < 2**63:
@@ -226,10 +231,10 @@ def _element_size(data: bytes) -> int:
 def _bulk_size(data: bytes, length: int) -> int:
     if length == -1:
         return 0
+    if not b"\r\n".startswith(data[length : length + 2]):
+        raise NoReply("no line end behind a bulk string")
     if len(data) < length + 2:
         raise Incomplete
-    if data[length : length + 2] != b"\r\n":
-        raise NoReply("no line end behind a bulk string")
     return length + 2
 
 

@@ -1,6 +1,8 @@
 """The leak oracle: no reply, no message and no element ever reaches the wrong client, and none is lost.
 
     python -m tests.system.leak_oracle --replies 1000000 [--seed N] [--kill-every SECONDS] [--max-leases N]
+    python -m tests.system.leak_oracle --replies 10000000                ten millions: about 7 minutes on two cores
+    python -m tests.system.leak_oracle --minutes 10 --all-faults         every fault at once, for so long
 
 Many clients write and read values that only they can know, in pipelines of random length cut at random places, and
 check every byte that comes back. They depart at random moments (idle, in the middle of a request, with requests in
@@ -12,6 +14,7 @@ Most of what they say rides; now and then one tells a **story**, which needs a c
     transactions.py   WATCH, MULTI, EXEC: step by step, in conflict, aborted, abandoned
     queues.py         pops that block; an element reaches exactly one client, or is still in its list at the end
     channels.py       publish/subscribe: every message between the subscription and its end, in order, and no other
+    identities.py     a wrong password
     pins.py           CLIENT TRACKING, MONITOR, CLIENT INFO: connections that are kept for good
 
 What has to come from somebody else (a push, a message, a write to a watched key) comes from the place's helper, whose

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tests.system.wire import bulk, pack
 
-from . import channels, pins, queues, transactions
+from . import channels, identities, pins, queues, transactions
 from .run import DATABASES, LUA_ERROR, USERS
 from .speaker import Closed, Exchange, Helper, Speaker
 
@@ -34,6 +34,7 @@ STORIES = {
     pins.refused_pin: 2,
     pins.client_info: 2,
     pins.monitor: 0.3,
+    identities.wrong_password: 3,
 }
 
 

@@ -37,6 +37,7 @@ class Plan:
     max_leases: int | None = None
     story_share: float = 0.05  # of what clients say
     direct: bool = False
+    minutes: float | None = None  # then it ends, if not before
 
 
 async def keep_a_place_taken(run: Run, seed: str) -> None:
@@ -77,9 +78,16 @@ async def report_progress(run: Run) -> None:
         print(f"{run.tally.replies} replies, {run.tally.clients} clients, {run.tally.kills} kills", flush=True)
 
 
+async def end_after(run: Run, seconds: float) -> None:
+    await trio.sleep(seconds)
+    run.time_is_up = True
+
+
 async def let_them_talk(run: Run, upstream: RedisServer, coalesce: Coalesce | None, plan: Plan) -> None:
     async with trio.open_nursery() as around:
         around.start_soon(report_progress, run)
+        if plan.minutes is not None:
+            around.start_soon(end_after, run, plan.minutes * 60)
         if plan.kill_every:
             around.start_soon(kill_now_and_then, run, upstream, coalesce, plan.kill_every)
         async with trio.open_nursery() as places:

@@ -79,6 +79,7 @@ class Texts:
     syntax: bytes
     forbidden: dict[str, bytes]  # by user: for a key that is not its own
     forbidden_in_transaction: dict[str, bytes]
+    wrong_password: bytes = b""
 
 
 def texts_of(upstream: RedisServer) -> Texts:
@@ -90,6 +91,7 @@ def texts_of(upstream: RedisServer) -> Texts:
         assert wire.ask("MULTI") == b"+OK\r\n"
         arity = wire.ask("GET")
         aborted = wire.ask("EXEC")
+        wrong_password = wire.ask("AUTH", USERS[0], f"not {PASSWORD}")
     forbidden, in_transaction = {}, {}
     for user in USERS:
         with upstream.connect() as wire:
@@ -97,8 +99,17 @@ def texts_of(upstream: RedisServer) -> Texts:
             forbidden[user] = wire.ask("GET", "not yours")
             assert wire.ask("MULTI") == b"+OK\r\n"
             in_transaction[user] = wire.ask("GET", "not yours")
-    found = Texts(error, arity, aborted, no_multi, syntax, forbidden, in_transaction)
-    for text in (error, arity, aborted, no_multi, syntax, *forbidden.values(), *in_transaction.values()):
+    found = Texts(error, arity, aborted, no_multi, syntax, forbidden, in_transaction, wrong_password)
+    for text in (
+        error,
+        arity,
+        aborted,
+        no_multi,
+        syntax,
+        wrong_password,
+        *forbidden.values(),
+        *in_transaction.values(),
+    ):
         assert text.startswith(b"-"), text
     return found
 
@@ -212,6 +223,7 @@ class Run:
     target: int  # replies
     story_share: float = 0.05  # of what clients say
     direct: bool = False  # no coalesce: a kill closes everybody
+    time_is_up: bool = False
     numbers: int = 0  # given to clients and helpers
     tally: Tally = field(default_factory=Tally)
     weather: Weather = field(default_factory=Weather)
@@ -220,7 +232,7 @@ class Run:
 
     @property
     def over(self) -> bool:
-        return self.tally.replies >= self.target
+        return self.time_is_up or self.tally.replies >= self.target
 
     def news_of(self, channel: str) -> News:
         return self.news.setdefault(channel, News())

@@ -1,0 +1,63 @@
+"""The soak for a few seconds, and that growth is found; a long one is `python -m tests.system.soak`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .processes import eventually, running_coalesce, running_server
+from .soak import GrowthError, Plan, Sample, judge, look, same_again, slope_of, soak
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .processes import Executable
+
+
+def test_what_is_held_is_given_back(steady_executable: Executable) -> None:
+    """Descriptors and threads; of memory, within seconds, only that it has no other order of magnitude."""
+    outcome = soak(steady_executable, Plan(0.07, seed=1, clients=30, idle=20, every=0.25, most_growth=60_000))
+    assert outcome.replies > 1_000
+    assert outcome.clients > 30
+    assert max(sample.own for sample in outcome.samples) >= 50  # or nothing was looked at
+    assert max(sample.private for sample in outcome.samples) < outcome.samples[0].private + 64
+
+
+def test_a_client_that_stays_is_seen(steady_executable: Executable) -> None:
+    with running_server(steady_executable) as upstream, running_coalesce(upstream.url) as coalesce:
+        with coalesce.connect() as wire:
+            assert wire.ask("PING") == b"+PONG\r\n"
+        before = eventually(lambda: _quiet(lambda: look(coalesce, upstream, 0.0, 0)))
+        with coalesce.connect() as wire:
+            assert wire.ask("PING") == b"+PONG\r\n"
+            assert not same_again(before, look(coalesce, upstream, 0.0, 0))
+        eventually(lambda: same_again(before, look(coalesce, upstream, 0.0, 0)))
+
+
+def _quiet(look_again: Callable[[], Sample]) -> Sample | None:
+    """A sample that the next one does not undercut."""
+    sample = look_again()
+    return sample if look_again().own >= sample.own else None
+
+
+def samples(*, private_by_minute: Callable[[int], float]) -> list[Sample]:
+    return [Sample(60.0 * minute, 0.0, private_by_minute(minute), 10, 1, 1, 0) for minute in range(60)]
+
+
+def test_a_slope() -> None:
+    assert slope_of(samples(private_by_minute=lambda minute: 30 + minute)) == pytest.approx(60)
+    assert slope_of(samples(private_by_minute=lambda _: 30)) == pytest.approx(0)
+
+
+def test_growth_is_found() -> None:
+    with pytest.raises(GrowthError, match=r"grows by 60\.0 MB an hour"):
+        judge(samples(private_by_minute=lambda minute: 30 + minute), 20)
+
+
+def test_growth_that_ends_is_none() -> None:
+    assert judge(samples(private_by_minute=lambda minute: 30 + min(minute, 25)), 20) == pytest.approx(0)
+
+
+def test_a_step_of_the_allocator_is_no_growth() -> None:
+    assert judge(samples(private_by_minute=lambda minute: 30 + (minute > 45)), 1) > 1
