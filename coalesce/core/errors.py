@@ -42,6 +42,10 @@ def bulk(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
+# How every reply begins that tells of coalesce's own troubles: the request was not run.
+OURS = b"-ERR coalesce: "
+
+
 def no_lease(limit: int) -> bytes:
     """The reply to a request that needs a connection of its own when all of them are lent, and stay so."""
     return b"-ERR coalesce: all %d leases are taken (max-leases)\r\n" % limit

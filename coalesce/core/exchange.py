@@ -305,6 +305,7 @@ class Exchange:
             witness = Witness(session, lease, name) if blocks or name in TRANSACTIONAL else session
             self.enqueue(lease.lane, pack(arguments), witness)
         elif need is Need.WAIT and not session.owed and not lease.in_transaction:
+            lease.asking = False
             for request, caller in wait.requests(session, lease, arguments):
                 self.enqueue(lease.lane, request, caller)
         elif need is Need.QUIT and not lease.blocking:
@@ -793,7 +794,7 @@ def _is_endless(arguments: list[bytes] | None) -> bool:
 class Moving:
     """A place in the FIFO of a new lane, for the request that asks to move there."""
 
-    __slots__ = ("_exchange", "_lane", "_name", "_said_yes", "_session", "owed")
+    __slots__ = ("_exchange", "_is_ours", "_lane", "_name", "_said_yes", "_session", "owed")
 
     def __init__(self, exchange: Exchange, session: Session, lane: Lane, name: bytes | None) -> None:
         self._exchange = exchange
@@ -801,11 +802,13 @@ class Moving:
         self._lane = lane
         self._name = name
         self._said_yes = False
+        self._is_ours = False
         self.owed = 0
         session.owed += 1
 
     def write(self, data: bytes) -> None:
         self._said_yes = not data.startswith(b"-")
+        self._is_ours = data.startswith(replies.OURS)
         session = self._session
         session.owed -= not self.owed
         session.write(data)
@@ -821,6 +824,10 @@ class Moving:
         if self.owed:
             return
         session = self._session
+        if self._is_ours:
+            # The upstream has not been asked. What is behind it would run in another database, or as somebody else.
+            self._exchange.depart(session)
+            return
         if self._said_yes and self._name is not None:
             session.name = self._name
         self._exchange.moved(session, self._lane if self._said_yes else None)

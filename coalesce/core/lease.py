@@ -21,7 +21,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import coalesce.core.errors as replies
-from coalesce.core.commands import BLOCKING, TRANSACTIONAL
+from coalesce.core.commands import BLOCKING, TRANSACTIONAL, Need, need_of
 from coalesce.core.lane import Lane, LaneState
 from coalesce.core.resp import pack
 from coalesce.core.session import SessionState
@@ -306,12 +306,15 @@ class Leases:
 
     def _refuse(self, session: Session, reply: bytes) -> None:
         arguments, session.waiting = session.waiting, None
-        if arguments:
+        need = need_of(arguments) if arguments else None
+        if need in {Need.BORROW, Need.SUBSCRIBE, Need.WAIT, Need.PIN}:
             session.become(SessionState.FLOWING)
             self._exchange.resume(session)  # nothing is owed to it
             session.peer.write(reply)
             self._exchange.advance(session)
-        else:  # a request that was not even read: nothing behind it can be
+        else:
+            # What is behind it would run without the transaction, in another database, or as somebody else; or can't
+            # be told from a request that was never read whole.
             session.peer.write(reply)
             self._exchange.depart(session)
 

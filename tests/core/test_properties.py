@@ -557,14 +557,19 @@ class World:
 
     def possible_refusals(self, state: State, request: list[bytes]) -> list[tuple[bytes, State]]:
         """What the proxy says in the upstream's stead, or takes from another connection's handshake."""
+        name = request[0].upper()
+        # What is behind it must not run without it.
+        after = state._replace(over=name in MOVING | {b"MULTI", b"WATCH", b"ASKING", b"*"})
         possible = []
-        if self.expired and request[0].upper() in BORROWING | MOVING:
-            possible.append((no_lease(LIMITS.leases), state))
+        if self.expired and name in BORROWING | MOVING:
+            possible.append((no_lease(LIMITS.leases), after))
         for identity in {state.identity, _wanted(state, request)}:
             if identity in self.failed:
-                possible.append((outage(identity), state))
+                possible.append((outage(identity), after))
             if identity in self.refused:
-                possible += [(WRONG_PASSWORD, state), (NO_SUCH_DATABASE, state)]
+                # (A move may have been refused by a lane's upstream or by a lease's.)
+                states = {after, state} if name in MOVING else {after}
+                possible += [(reply, each) for reply in (WRONG_PASSWORD, NO_SUCH_DATABASE) for each in states]
         return possible
 
 

@@ -1,0 +1,150 @@
+"""A relay between coalesce and its upstream, on loopback: it reorders nothing, but may cut, delay and fall silent.
+
+It runs trio in a thread of its own. Each connection is a `Link` with two `Way`s; a test sets their attributes, which
+the relay looks at whenever something arrives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import re
+import socket
+import struct
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+_SELECT = re.compile(rb"(?i)select\r\n\$\d+\r\n(\d+)\r\n")
+_CHUNK = 64 * 1024
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close sends a reset
+_QUEUED = 100_000  # pieces on their way
+
+
+@dataclass
+class Way:
+    """One direction of a connection."""
+
+    left: float = math.inf  # bytes that still pass; then the connection is cut
+    passed: int = 0
+
+
+@dataclass
+class Link:
+    """One connection through the relay."""
+
+    database: int = 0  # that it has selected in the handshake
+    requests: Way = field(default_factory=Way)
+    replies: Way = field(default_factory=Way)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+class Relay:
+    """Listens on `address`; leads to `target`."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self.links: list[Link] = []  # all there have ever been, the newest last
+        self.delay = 0.0  # seconds, each way
+        self.jitter = (0.0, 0.0)  # seconds more for each piece: from, to
+        self.by_reset = False  # how a connection is cut
+        self._target = target
+        self._audible = trio.Event()
+        self._audible.set()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        self.address: tuple[str, int] = self._listener.getsockname()
+        self.url = f"127.0.0.1:{self.address[1]}"
+        self._scope = trio.CancelScope()
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._began = threading.Event()
+        self._thread = threading.Thread(target=trio.run, args=(self._run,), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._began.wait(5)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, it: BaseException | None, at: TracebackType | None) -> None:
+        self._do(self._scope.cancel)
+        self._thread.join(5)
+
+    def link(self, database: int) -> Link:
+        """The newest connection of a database."""
+        return next(link for link in reversed(self.links) if link.database == database)
+
+    def cut(self) -> None:
+        """All connections, now."""
+        self._do(lambda: [link.scope.cancel() for link in self.links])
+
+    def fall_silent(self) -> None:
+        """Nothing passes any more, and nothing is closed; new connections are accepted, and as silent."""
+
+        def silence() -> None:
+            self._audible = trio.Event()
+
+        self._do(silence)
+
+    def speak(self) -> None:
+        """What was held back passes, and everything after it."""
+        self._do(self._audible.set)
+
+    def _do(self, act: Callable[[], object]) -> None:
+        assert self._token is not None
+        trio.from_thread.run_sync(act, trio_token=self._token)
+
+    async def _run(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._began.set()
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._listener))
+        with self._scope:
+            await trio.serve_listeners(self._serve, [listener])
+
+    async def _serve(self, near: trio.SocketStream) -> None:
+        link = Link()
+        self.links.append(link)
+        with contextlib.suppress(OSError, trio.BrokenResourceError):
+            far = await trio.open_tcp_stream(*self._target)
+            async with near, far:
+                with link.scope:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._pass, near, far, link, link.requests)
+                        nursery.start_soon(self._pass, far, near, link, link.replies)
+                if self.by_reset:
+                    for stream in (near, far):
+                        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+    async def _pass(self, source: trio.SocketStream, sink: trio.SocketStream, link: Link, way: Way) -> None:
+        """Ends the link when either side does, or when no more bytes may pass."""
+        into, out = trio.open_memory_channel[tuple[float, bytes]](_QUEUED)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._deliver, out, sink, link, way)
+            due = 0.0
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                while data := await source.receive_some(_CHUNK):
+                    if way is link.requests and (chosen := _SELECT.search(data)) and not way.passed:
+                        link.database = int(chosen[1])
+                    due = max(due, trio.current_time() + self.delay + random.uniform(*self.jitter))
+                    await into.send((due, data))
+            into.close()
+
+    async def _deliver(
+        self, out: trio.MemoryReceiveChannel[tuple[float, bytes]], sink: trio.SocketStream, link: Link, way: Way
+    ) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for due, data in out:
+                if due > trio.current_time():
+                    await trio.sleep_until(due)
+                await self._audible.wait()
+                piece = data if way.left >= len(data) else data[: int(way.left)]
+                way.left -= len(piece)
+                way.passed += len(piece)
+                await sink.send_all(piece)
+                if len(piece) < len(data) or not way.left:
+                    break
+        link.scope.cancel()

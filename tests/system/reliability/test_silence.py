@@ -1,0 +1,143 @@
+"""Packets that vanish: neither side is told anything.
+
+A silence that ends in time costs nothing but time. One that stays is noticed by the kernel, and `NOTICED_WITHIN`
+(seconds) is what coalesce promises for that; what is merely slow is never taken for it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.system.processes import eventually, running_coalesce
+from tests.system.wire import bulk, pack
+
+from . import faults
+from .accounting import Load
+from .namespaces import Network, impossible, network, server_at
+from .stage import FORGETS_NOTHING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.system.processes import Coalesce, RedisServer
+
+pytestmark = pytest.mark.skipif(bool(impossible()), reason=f"no namespaces here: {impossible()}")
+
+# dial.py: TCP_USER_TIMEOUT 30 s with bytes in flight, keep-alive 15 s + 3 x 5 s without.
+NOTICED_WITHIN = 32.0
+# Flags that make it shorter, once there are any; then the tests of `long` are short, and need no asking for.
+SOONER: tuple[str, ...] = ()
+long = pytest.mark.skipif(
+    NOTICED_WITHIN > 5 and "COALESCE_LONG_TESTS" not in os.environ,
+    reason=f"takes {NOTICED_WITHIN:.0f} s: set COALESCE_LONG_TESTS",
+)
+OK = b"+OK\r\n"
+
+
+@pytest.fixture
+def between() -> Iterator[Network]:
+    with network() as between:
+        yield between
+
+
+@pytest.fixture
+def upstream(executable, between) -> Iterator[RedisServer]:
+    with server_at(executable, between.there, *FORGETS_NOTHING, within=between.name) as server:
+        yield server
+
+
+@pytest.fixture
+def coalesce(upstream) -> Iterator[Coalesce]:
+    with running_coalesce(upstream.url, *SOONER) as coalesce:
+        yield coalesce
+
+
+def test_a_silence_that_ends_in_time_loses_nothing_and_closes_nobody(between, upstream, coalesce):
+    load = Load([coalesce.address, coalesce.unix_path], clients=20)
+    load.start()
+    between.drop()
+    faults.last(1.0)
+    between.heal()
+    load.go_on()
+    load.finish()
+    with upstream.connect() as control:
+        verdict = load.balance(control)
+    assert (verdict.unacknowledged, verdict.refused, verdict.closed) == (0, 0, 0)
+
+
+def test_an_upstream_that_is_merely_slow_is_not_taken_for_a_silent_one(upstream, coalesce):
+    """It answers nothing for two seconds, but its kernel does."""
+    with coalesce.connect() as client, coalesce.connect() as behind:
+        client.send(pack("INCR", "n"))
+        assert client.reply() == b":1\r\n"
+        stopped_at = time.monotonic()
+        client.send(pack("PING"))
+        behind.send(pack("INCR", "n"))
+        faults.stop_process(upstream.process, 2.0)
+        assert client.reply() == b"+PONG\r\n"
+        assert behind.reply() == b":2\r\n"
+        assert time.monotonic() - stopped_at >= 2.0
+
+
+def test_a_blocked_client_waits_through_silence_of_its_own_making(upstream, coalesce):
+    """BLPOP for longer than nothing is said: the connection is idle, not dead."""
+    with coalesce.connect() as blocked, coalesce.connect() as other:
+        blocked.send(pack("BLPOP", "queue", 0))
+        with upstream.connect() as control:
+            eventually(lambda: b"blocked_clients:1" in control.ask("INFO", "clients"))
+        faults.last(1.0)
+        assert other.ask("RPUSH", "queue", "x") == b":1\r\n"
+        assert blocked.reply() == b"*2\r\n" + bulk("queue") + bulk("x")
+
+
+def test_a_new_connection_into_silence_ends_in_time(between, upstream):
+    """Requests wait as long as they may, then are told; nothing hangs for what the kernel would take (two minutes)."""
+    with (
+        running_coalesce(upstream.url, "--upstream-wait", "0.5", "--connect-timeout", "1") as coalesce,
+        coalesce.connect() as client,
+    ):
+        assert client.ask("PING") == b"+PONG\r\n"
+        with upstream.connect() as control:
+            assert control.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes").startswith(b":")
+            # That cut may be dropped along with the rest: what is sent then waits in a dead connection.
+            eventually(lambda: "connection lost" in coalesce.stderr)
+        between.drop()
+        begun = time.monotonic()
+        with coalesce.connect() as stranger:  # whether or not the lane had come back before
+            stranger.send(pack("SELECT", 7))
+            assert stranger.reply().startswith(b"-ERR coalesce: upstream unavailable: ")
+            assert time.monotonic() - begun < 4
+        between.heal()
+        with coalesce.connect() as late:
+            eventually(lambda: late.ask("SELECT", 7) == OK)
+
+
+@long
+def test_a_lasting_silence_is_noticed(between, coalesce):
+    """Who has a request in flight is closed, who has none stays; new requests are told that nobody is there."""
+    with coalesce.connect() as busy, coalesce.connect() as idle:
+        assert idle.ask("INCR", "n") == b":1\r\n"
+        assert busy.ask("INCR", "m") == b":1\r\n"
+        between.drop()
+        begun = time.monotonic()
+        busy.socket.settimeout(NOTICED_WITHIN + 5)
+        busy.send(pack("INCR", "m"))
+        eventually(lambda: busy.socket.recv(1) == b"", NOTICED_WITHIN + 5)
+        assert time.monotonic() - begun < NOTICED_WITHIN + 3
+        between.heal()
+        assert idle.ask("INCR", "n") == b":2\r\n"
+
+
+@long
+def test_a_lasting_silence_is_noticed_while_all_are_idle(between, coalesce):
+    """So the first one to ask finds a connection that works, or one being made."""
+    with coalesce.connect() as idle:
+        assert idle.ask("INCR", "n") == b":1\r\n"
+        between.drop()
+        eventually(lambda: "connection lost" in coalesce.stderr, NOTICED_WITHIN + 5)
+        between.heal()
+        assert idle.ask("INCR", "n") == b":2\r\n"
