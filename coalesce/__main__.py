@@ -25,6 +25,7 @@ from coalesce.config import (
     tls_contradiction,
 )
 from coalesce.embedded import EmbeddedError, embedded_server
+from coalesce.logs import logging_to_stderr
 from coalesce.server import Server, StartError, Summary
 
 if TYPE_CHECKING:
@@ -109,19 +110,22 @@ def command(upstream: Upstream | str, listen: tuple[Address, ...], **more: objec
     Point clients at it, and nothing else changes: what they have in flight travels to the upstream in batches on few
     connections.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     settings: dict[str, object] = dict(more)
     if listen:
         settings["listen"] = listen
     if problem := tls_contradiction(upstream if isinstance(upstream, Upstream) else None, settings):
         raise click.UsageError(problem)
-    try:
-        summary = trio.run(_run, upstream, settings)
-    except (StartError, EmbeddedError) as problem:
-        click.echo(f"coalesce: {problem}", err=True)
-        sys.exit(1)
-    log.info("%s", summary)
-    sys.exit(0 if summary.clean else 1)
+    with logging_to_stderr():
+        try:
+            summary = trio.run(_run, upstream, settings)
+        except (StartError, EmbeddedError) as problem:
+            trouble = str(problem)
+        else:
+            log.info("%s", summary)
+            trouble = ""
+    if trouble:
+        click.echo(f"coalesce: {trouble}", err=True)
+    sys.exit(0 if not trouble and summary.clean else 1)
 
 
 async def _run(upstream: Upstream | str, settings: dict[str, object]) -> Summary:

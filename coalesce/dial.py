@@ -34,6 +34,8 @@ _BURST = 100
 # Connections kept that the upstream refused an identity on, and for how many seconds. Each is as good as new.
 _SPARES = 16
 _SPARE_FOR = 10.0
+# Seconds between two lines about attempts that failed.
+_SAY_EVERY = 5.0
 
 
 class Refused(Exception):
@@ -71,18 +73,37 @@ class Dialler:
         self._patience = config.upstream_wait
         self._interval = 1 / config.max_dials
         self._next = 0.0  # when the next dial would have its turn, if none might come early
+        self._down_since: float | None = None  # None: the last dial worked
+        self._failures = 0  # since then
+        self._say_from = 0.0
         self._spares: list[tuple[ByteStream, float]] = []  # ... and since when
 
     async def dial(self, identity: Identity, name: bytes, *, ask: bool = False, ends: float | None = None) -> Dialled:
         """One attempt; the caller owns the socket, which does not block. Raises Refused and DialError.
 
-        It ends after the time that one attempt may take, or at `ends` (trio's clock). With `ask`, the upstream is asked
-        for its limit, too. Nothing else is done that a user may be forbidden: each refusal would be in its ACL LOG.
+        What goes wrong is in the log, but not each time. The attempt ends after the time that one may take, or at
+        `ends` (trio's clock). With `ask`, the upstream is asked for its limit, too. Nothing else is done that a user may
+        be forbidden: each refusal would be in its ACL LOG.
         """
         await self._turn()
         timeout = trio.current_time() + self._timeout
         try:
-            with trio.fail_at(timeout if ends is None else min(ends, timeout)):
+            dialled = await self._dial(identity, name, ask=ask, ends=timeout if ends is None else min(ends, timeout))
+        except DialError as problem:
+            self.report(str(problem))
+            raise
+        if self._down_since is not None:
+            log.info("connected to %s again, after %.1f s", self._address, trio.current_time() - self._down_since)
+            self._down_since = None
+        return dialled
+
+    async def try_once(self, identity: Identity, name: bytes) -> Dialled:
+        """The same for whoever says himself what went wrong."""
+        return await self._dial(identity, name, ask=False, ends=trio.current_time() + self._timeout)
+
+    async def _dial(self, identity: Identity, name: bytes, *, ask: bool, ends: float) -> Dialled:
+        try:
+            with trio.fail_at(ends):
                 return await self._attempt(identity, name, ask=ask)
         except trio.TooSlowError:
             raise DialError("no answer to the attempt to connect") from None
@@ -97,12 +118,22 @@ class Dialler:
             attempt += 1
             try:
                 return await self.dial(identity, name)
-            except DialError as problem:
-                log.warning("can't connect to %s for one client: %s", self._address, problem)
+            except DialError:
                 wait = pause(attempt)
                 if trio.current_time() + wait > patience_ends:
                     raise
             await trio.sleep(wait)
+
+    def report(self, why: str) -> None:
+        """An attempt failed. Says so, unless it has just been said: all lanes and leases try again and again."""
+        now = trio.current_time()
+        if self._down_since is None:
+            self._down_since = now
+            self._failures = 0
+        self._failures += 1
+        if now >= self._say_from:
+            log.warning("can't connect to %s: %s (attempts: %d)", self._address, why, self._failures)
+            self._say_from = now + _SAY_EVERY
 
     def expire(self) -> None:
         """Closes the spare connections that nobody has used for some time."""

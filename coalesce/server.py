@@ -142,7 +142,7 @@ class Server:
         """Dials once before anything else: whoever starts coalesce wants to know at once when that can't work."""
         upstream = self._config.upstream
         try:
-            dialled = await self._dialler.dial(self._exchange.base, CONNECTION_NAME)
+            dialled = await self._dialler.try_once(self._exchange.base, CONNECTION_NAME)
         except Refused as refusal:
             raise StartError(f"upstream {upstream.address} refused: {refusal}") from None
         except DialError as problem:

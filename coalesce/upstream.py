@@ -133,7 +133,8 @@ class Connection:
     def report(self) -> bool:
         """Says why the connection was lost; whether another is to take its place."""
         if self.why:
-            log.warning("lane u%d: connection lost: %s", self._lane.number, self.why)
+            level = logging.DEBUG if self._lane.exclusive else logging.WARNING  # there may be a thousand leases
+            log.log(level, "lane u%d: connection lost: %s", self._lane.number, self.why)
         return bool(self.why) and not self._lane.exclusive
 
     def release(self) -> tuple[socket.socket, bytes]:
@@ -170,6 +171,7 @@ async def keep(lane: Lane, exchange: Exchange, poller: Poller, dialler: Dialler,
                 exchange.flush(perf_counter())
                 return
             why = str(refusal)
+            dialler.report(why)
         except DialError as problem:
             why = str(problem)
         else:
@@ -181,7 +183,6 @@ async def keep(lane: Lane, exchange: Exchange, poller: Poller, dialler: Dialler,
             await trio.sleep(pause(attempt))  # who accepts only to hang up is not dialled a thousand times a second
             continue
         attempt += 1
-        log.warning("lane u%d: can't connect to %s: %s", lane.number, config.upstream.address, why)
         with poller.others_in_a_hurry():
             await _back_off(lane, exchange, attempt, patience_ends, why)
         if lane.state is LaneState.FAILING and not lane.sessions and not exchange.is_base(lane):

@@ -156,9 +156,6 @@ def connected(port: int) -> Wire | None:
         return None
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TimeoutError, reason="logging writes to stderr in the one thread there is, and waits for it"
-)
 def test_a_log_that_nobody_reads_holds_nothing_up(executable):
     """stderr is a pipe whose reader has stopped, as a container's may. It takes a page, so few lines fill it."""
     port = free_port()

@@ -112,8 +112,12 @@ def test_a_new_connection_into_silence_ends_in_time(between, upstream):
             assert stranger.reply().startswith(b"-ERR coalesce: upstream unavailable: ")
             assert time.monotonic() - begun < 4
         between.heal()
-        with coalesce.connect() as late:
-            eventually(lambda: late.ask("SELECT", 7) == OK)
+
+        def moves() -> bool:
+            with coalesce.connect() as late:
+                return late.ask("SELECT", 7) == OK
+
+        eventually(moves)
 
 
 @long
