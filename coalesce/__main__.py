@@ -93,6 +93,7 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
 @_option("--outbox-limit", click.IntRange(min=1), "Bytes of replies kept for a client that does not read.")
 @_option("--upstream-wait", click.FloatRange(min=0), "Seconds that requests wait for a lost upstream.")
 @_option("--connect-timeout", click.FloatRange(min=0, min_open=True), "Seconds for one attempt to connect.")
+@_option("--upstream-silence", click.FloatRange(min=0.1), "Seconds until an upstream whose host is silent is given up.")
 @_option("--max-dials", click.FloatRange(min=0, min_open=True), "Attempts to connect in a second.")
 @_option("--drain-timeout", click.FloatRange(min=0), "Seconds to finish what is owed after SIGTERM or SIGINT.")
 @_option("--upstream-ca", _FILE, "Authorities that the upstream's certificate is verified by.  [default: the system's]")

@@ -126,6 +126,9 @@ class Config:
     upstream_wait: float = 5.0
     # Seconds for one attempt: connect and handshake.
     connect_timeout: float = 5.0
+    # Seconds without a sign of life from the upstream's host until its connections are given up. A reboot of a host
+    # takes longer, a failover of the network less.
+    upstream_silence: float = 15.0
     # Attempts to connect in a second, beyond a burst of 100: thousands of clients may want a connection at once, and an
     # upstream that has just come back pays for each one, with TLS a millisecond.
     max_dials: float = 500.0

@@ -18,6 +18,7 @@ from coalesce.bytestream import ByteStream
 from coalesce.config import UnixAddress
 from coalesce.core.errors import UpstreamError
 from coalesce.core.resp import CRLF, pack, reply_end
+from coalesce.liveness import keep_alive
 from coalesce.tls import server_name, tls_reason, upstream_certificates, wrap
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Dialled(NamedTuple):
     version: tuple[int, ...] | None  # None: it does not say, or not yet
     software: str  # "redis 7.0.15"
     bulk_limit: int | None  # bytes; None: not asked, or it does not say
+    replica: bool  # it says that it is one
 
 
 class Dialler:
@@ -71,6 +73,7 @@ class Dialler:
         self._address = config.upstream.address
         self._timeout = config.connect_timeout
         self._patience = config.upstream_wait
+        self._silence = config.upstream_silence
         self._interval = 1 / config.max_dials
         self._next = 0.0  # when the next dial would have its turn, if none might come early
         self._down_since: float | None = None  # None: the last dial worked
@@ -82,8 +85,8 @@ class Dialler:
         """One attempt; the caller owns the socket, which does not block. Raises Refused and DialError.
 
         What goes wrong is in the log, but not each time. The attempt ends after the time that one may take, or at
-        `ends` (trio's clock). With `ask`, the upstream is asked for its limit, too. Nothing else is done that a user may
-        be forbidden: each refusal would be in its ACL LOG.
+        `ends` (trio's clock). With `ask`, the upstream is asked for its limit, too. Nothing else is done that a user
+        may be forbidden: each refusal would be in its ACL LOG.
         """
         await self._turn()
         timeout = trio.current_time() + self._timeout
@@ -92,6 +95,7 @@ class Dialler:
         except DialError as problem:
             self.report(str(problem))
             raise
+        keep_alive(dialled.sock, self._silence)
         if self._down_since is not None:
             log.info("connected to %s again, after %.1f s", self._address, trio.current_time() - self._down_since)
             self._down_since = None
@@ -246,13 +250,6 @@ async def _shake_hands(stream: ByteStream, identity: Identity, name: bytes, *, a
     _check(replies, len(become))
     greeting = replies[-1 - ask]
     sock = stream.sock
-    if sock.family != socket.AF_UNIX:
-        # A host that died, or a path that was lost, says nothing. Seconds: noticed within 30, idle or not.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
     server, version = _greeted(greeting)
     return Dialled(
         sock,
@@ -261,6 +258,7 @@ async def _shake_hands(stream: ByteStream, identity: Identity, name: bytes, *, a
         version=tuple(map(int, version.split("."))) if version else None,
         software=f"{server} {version}" if version else "version unknown",
         bulk_limit=_bulk_limit(replies[-1]) if ask else None,
+        replica=b"\r\nrole\r\n$7\r\nreplica\r\n" in greeting,
     )
 
 

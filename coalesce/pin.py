@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from coalesce.bytestream import ByteStream
+from coalesce.liveness import Pulse
 
 if TYPE_CHECKING:
     import socket
@@ -25,10 +26,12 @@ class Pin:
         self._upstream = ByteStream(upstream)
         self._pending = pending  # requests that the upstream did not get yet
         self._input = trio.CancelScope()
+        self._all = trio.CancelScope()
+        self.pulse = Pulse(upstream)
 
     async def run(self) -> None:
         """Serves the client until either side ends."""
-        with self._client, self._upstream:
+        with self._client, self._upstream, self._all:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._forward_requests)
                 with suppress(OSError):  # either side left
@@ -50,6 +53,10 @@ class Pin:
         with suppress(OSError):
             while data := await source.receive_some():
                 await sink.send_all(data)
+
+    def give_up(self) -> None:
+        """Closes both sides at once."""
+        self._all.cancel()
 
     def drain(self) -> None:
         """Goes on as if the client had sent no more."""

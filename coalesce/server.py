@@ -6,6 +6,7 @@ serve
 +- Clients.accept        one for each listener; ends first when draining
 +- Pin.run               one for each client with a connection of its own for good
 +- expire                refuses those who wait for a lease for too long
++- watch                 gives up connections whose upstream's host is silent
 +- signals               here
 """
 
@@ -28,14 +29,15 @@ from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.dial import DialError, Dialler, Refused
 from coalesce.downstream import Clients, close_listener, open_listener
+from coalesce.liveness import watch
 from coalesce.pin import Pin
 from coalesce.poller import Poller
 from coalesce.tls import CertificateError, listener_certificates
-from coalesce.upstream import Connection, keep
+from coalesce.upstream import Connection, Keeper
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from coalesce.config import Address, Config
 
@@ -100,6 +102,7 @@ class Server:
         limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.max_leases, config.hold_below)
         self._exchange = Exchange(base, self._open_lane, limits, secret)
         max_clients = allowed_clients(config.max_clients)
+        self._keeper = Keeper(self._exchange, self._poller, self._dialler, config.upstream_wait)
         self._clients = Clients(
             self._exchange, self._poller, max_clients, config.outbox_limit, self._start_pin, certificates
         )
@@ -122,6 +125,7 @@ class Server:
                 self._nursery = nursery
                 nursery.start_soon(self._poller.run, self._exchange.flush)
                 nursery.start_soon(self._expire)
+                nursery.start_soon(watch, self._exchange, self._connections, self._pins, self._config.upstream_silence)
                 for lane in self._new_lanes:
                     self._open_lane(lane)
                 accepting = trio.CancelScope()
@@ -179,7 +183,7 @@ class Server:
         """Our own faults fail the lane, and nothing else."""
         while lane.state is not LaneState.CLOSED:
             try:
-                await keep(lane, self._exchange, self._poller, self._dialler, self._config)
+                await self._keeper.keep(lane)
             except Exception:  # ours, whatever it is
                 log.exception("lane u%d: a fault in coalesce", lane.number)
                 self._exchange.faults += 1
@@ -215,6 +219,9 @@ class Server:
             self._clients.left.unpark_all()
             self._exchange.leases.unpin()
             self._exchange.flush(perf_counter())
+
+    def _connections(self) -> Iterator[Connection]:
+        return (link for link in self._exchange.links if isinstance(link, Connection))
 
     async def _expire(self) -> None:
         while True:

@@ -1,6 +1,6 @@
 """A lane's upstream connection: its writes, reads, loss and reconnects.
 
-A lane has one task, `keep`, which dials, waits until the connection is lost, and dials again. What happens on a
+A lane has one task, `Keeper.keep`, which dials, waits until the connection is lost, and dials again. What happens on a
 connection in between needs no task: `Connection.on_ready` is called by the poller, `Connection.send` by the core.
 """
 
@@ -16,12 +16,12 @@ from coalesce.core.errors import UpstreamError, unavailable
 from coalesce.core.identity import CONNECTION_NAME
 from coalesce.core.lane import LaneState
 from coalesce.dial import DialError, Refused, pause
+from coalesce.liveness import Pulse
 from coalesce.poller import READABLE, WRITABLE
 
 if TYPE_CHECKING:
     import socket
 
-    from coalesce.config import Config
     from coalesce.core.exchange import Exchange
     from coalesce.core.identity import Identity
     from coalesce.core.lane import Lane
@@ -38,6 +38,9 @@ _PIECE = 256 * 1024
 _LIVED = 1.0
 # Seconds without a session after which a lane is closed. Short jobs of one identity follow each other within it.
 _IDLE = 60.0
+# Seconds between two looks for another upstream while this one turns requests away, doubled each time in vain.
+_FIRST_LOOK = 1.0
+_LAST_LOOK = 30.0
 # To AUTH with a password alone, since 6.0.
 _NO_PASSWORD_WANTED = b"-ERR AUTH <password> called without any password configured"
 
@@ -51,7 +54,10 @@ class Connection:
         self._exchange = exchange
         self._poller = poller
         self._rest: memoryview | None = None  # of a batch that the socket would not take at once
+        self._held = False  # nothing more is sent, as another connection is to follow
+        self.pulse = Pulse(sock)
         self.lost = trio.Event()
+        self.news = trio.Event()  # it is lost, was turned away, or has been emptied while held
         self.why = ""
         poller.add(sock, self, READABLE)
 
@@ -91,6 +97,9 @@ class Connection:
                 log.warning("lane u%d: %s: the connection can't be trusted any more", self._lane.number, problem)
                 self.lose(str(problem))
                 return
+            if self._lane.turned_away or self._held:
+                self.news.set()
+                self._poller.end_turn()
         if flags & WRITABLE:
             self._send_rest()
 
@@ -113,8 +122,31 @@ class Connection:
         self._rest = self._rest[sent:]
         if not self._rest:
             self._rest = None
-            self._lane.send = self.send
+            self._lane.send = None if self._held else self.send
             self._poller.change(self._sock, READABLE)
+
+    def hold(self) -> None:
+        """Sends no more than has been begun; what is in flight is still answered."""
+        self._held = True
+        self._lane.send = None
+
+    def go_on(self) -> None:
+        """Takes `hold` back."""
+        self._held = False
+        if self._rest is None:
+            self._lane.send = self.send
+
+    async def emptied(self) -> None:
+        """Waits until nothing is in flight any more, or the connection is lost."""
+        while self._lane.in_flight and not self.lost.is_set():
+            self.news = trio.Event()
+            await self.news.wait()
+
+    def end(self) -> None:
+        """Closes, with nothing in flight, as another connection follows. Unsent requests go with that."""
+        self.close()
+        self.lost.set()
+        self._exchange.replaced(self._lane)
 
     def lose(self, why: str) -> None:
         """The connection is gone, for the reason stated."""
@@ -123,6 +155,7 @@ class Connection:
         self.close()
         self.why = why
         self.lost.set()
+        self.news.set()
         self._poller.end_turn()
         self._exchange.lose(self._lane)
 
@@ -130,125 +163,205 @@ class Connection:
         """Closes, whatever is owed."""
         self.lose("")
 
-    def report(self) -> bool:
-        """Says why the connection was lost; whether another is to take its place."""
+    def report(self) -> None:
+        """Says why the connection was lost."""
         if self.why:
             level = logging.DEBUG if self._lane.exclusive else logging.WARNING  # there may be a thousand leases
             log.log(level, "lane u%d: connection lost: %s", self._lane.number, self.why)
-        return bool(self.why) and not self._lane.exclusive
 
     def release(self) -> tuple[socket.socket, bytes]:
         """Hands the socket on, and what it did not take yet. The lane is over."""
         self._poller.remove(self._sock)
         self.lost.set()
+        self.news.set()
         return self._sock, bytes(self._rest or b"")
 
     def close(self) -> None:
         self._poller.remove_and_close(self._sock)
 
 
-async def keep(lane: Lane, exchange: Exchange, poller: Poller, dialler: Dialler, config: Config) -> None:
-    """Keeps a lane connected, until its identity is refused or nobody rides it any more."""
-    if lane.exclusive:
-        await _keep_lease(lane, exchange, poller, dialler)
-        return
-    patience_ends = trio.current_time() + config.upstream_wait
-    attempt = 0
-    while True:
-        # An upstream that wants AUTH can be asked for its limit only by those who have it.
-        ask = lane.identity == exchange.base or not exchange.lane(exchange.base).authenticated
-        # Requests wait; the first attempt has its time all the same.
-        hurry = attempt > 0 and lane.state is LaneState.DIALLING
-        try:
-            with poller.others_in_a_hurry():
-                dialled = await dialler.dial(
-                    lane.identity, CONNECTION_NAME, ask=ask, ends=patience_ends if hurry else None
-                )
-        except Refused as refusal:
-            if not exchange.is_base(lane):
-                log.debug("lane u%d: refused: %s", lane.number, refusal)
-                exchange.refuse(lane, refusal.reply)
-                exchange.flush(perf_counter())
-                return
-            why = str(refusal)
-            dialler.report(why)
-        except DialError as problem:
-            why = str(problem)
-        else:
-            since = trio.current_time()
-            if not await _attend(lane, exchange, poller, dialled):
-                return
-            patience_ends = trio.current_time() + config.upstream_wait
-            attempt = 0 if trio.current_time() > since + _LIVED else attempt + 1
-            await trio.sleep(pause(attempt))  # who accepts only to hang up is not dialled a thousand times a second
-            continue
-        attempt += 1
-        with poller.others_in_a_hurry():
-            await _back_off(lane, exchange, attempt, patience_ends, why)
-        if lane.state is LaneState.FAILING and not lane.sessions and not exchange.is_base(lane):
-            exchange.retire(lane)
+class Keeper:
+    """Keeps lanes connected, each in a task of its own. `patience`: seconds that requests wait for a lost upstream."""
+
+    def __init__(self, exchange: Exchange, poller: Poller, dialler: Dialler, patience: float) -> None:
+        self._exchange = exchange
+        self._poller = poller
+        self._dialler = dialler
+        self._patience = patience
+
+    async def keep(self, lane: Lane) -> None:
+        """Keeps a lane connected, until its identity is refused or nobody rides it any more."""
+        if lane.exclusive:
+            await self._keep_lease(lane)
             return
-
-
-async def _keep_lease(lane: Lane, exchange: Exchange, poller: Poller, dialler: Dialler) -> None:
-    """A leased connection: dialled once, for somebody who waits, and kept until it is lost or nobody borrows it."""
-    try:
-        with poller.others_in_a_hurry():
-            dialled = await _dial_again(dialler, lane.identity)
-    except Refused as refusal:
-        reply = refusal.reply
-    except DialError as problem:
-        reply = unavailable(str(problem))
-    else:
-        await _attend(lane, exchange, poller, dialled)
-        return
-    exchange.lease_failed(lane, reply)
-    exchange.flush(perf_counter())
-
-
-async def _dial_again(dialler: Dialler, identity: Identity) -> Dialled:
-    """A connection for a session that has long been let in. Raises as `dial_patiently`.
-
-    Where `AUTH password` has been taken since, and the default user wants none any more, whoever connects is that user.
-    """
-    try:
-        return await dialler.dial_patiently(identity, b"")
-    except Refused as refusal:
-        if identity.username is None and refusal.reply.startswith(_NO_PASSWORD_WANTED):
-            return await dialler.dial_patiently(identity._replace(password=None), b"")
-        raise
-
-
-async def _back_off(lane: Lane, exchange: Exchange, attempt: int, patience_ends: float, why: str) -> None:
-    """Waits before the next attempt; requests that have waited for as long as they may are answered meanwhile."""
-    wake = trio.current_time() + pause(attempt)
-    if lane.state is LaneState.DIALLING and patience_ends <= wake:
-        await trio.sleep_until(patience_ends)
-        exchange.fail(lane, why)
-        exchange.flush(perf_counter())
-    await trio.sleep_until(wake)
-
-
-async def _attend(lane: Lane, exchange: Exchange, poller: Poller, dialled: Dialled) -> bool:
-    """Lets a lane use its new connection until that is lost; False when nobody needs the lane any more."""
-    lane.authenticated = dialled.authenticated
-    if dialled.bulk_limit is not None:
-        exchange.bulk_limit = dialled.bulk_limit
-    lane.version = dialled.version
-    connection = Connection(dialled.sock, lane, exchange, poller)
-    try:
-        exchange.connected(lane, connection, dialled.round_trip)
-        exchange.flush(perf_counter())
+        patience_ends = trio.current_time() + self._patience
+        attempt = 0
+        looks = _Looks()
+        following: Dialled | None = None  # a connection that stands already
         while True:
-            with trio.move_on_after(_IDLE):
-                await connection.lost.wait()
-                return connection.report()
-            if lane.exclusive:
-                if exchange.lease_is_idle(lane):
-                    return False
-            elif not lane.sessions and not lane.owed and not exchange.is_base(lane):
-                exchange.retire(lane)
-                return False
-    finally:
-        if not connection.lost.is_set():
-            connection.close()
+            # An upstream that wants AUTH can be asked for its limit only by those who have it.
+            ask = lane.identity == self._exchange.base or not self._exchange.lane(self._exchange.base).authenticated
+            # Requests wait; the first attempt has its time all the same.
+            hurry = attempt > 0 and lane.state is LaneState.DIALLING
+            try:
+                with self._poller.others_in_a_hurry():
+                    dialled = following or await self._dialler.dial(
+                        lane.identity, CONNECTION_NAME, ask=ask, ends=patience_ends if hurry else None
+                    )
+            except Refused as refusal:
+                if not self._exchange.is_base(lane):
+                    log.debug("lane u%d: refused: %s", lane.number, refusal)
+                    self._exchange.refuse(lane, refusal.reply)
+                    self._exchange.flush(perf_counter())
+                    return
+                why = str(refusal)
+                self._dialler.report(why)
+            except DialError as problem:
+                why = str(problem)
+            else:
+                since = trio.current_time()
+                following = await self._attend(lane, dialled, looks)
+                if lane.state is LaneState.CLOSED:
+                    return
+                if following is not None:
+                    continue
+                patience_ends = trio.current_time() + self._patience
+                attempt = 0 if trio.current_time() > since + _LIVED else attempt + 1
+                await trio.sleep(pause(attempt))  # who accepts only to hang up is not dialled a thousand times a second
+                continue
+            attempt += 1
+            with self._poller.others_in_a_hurry():
+                await self._back_off(lane, attempt, patience_ends, why)
+            if lane.state is LaneState.FAILING and not lane.sessions and not self._exchange.is_base(lane):
+                self._exchange.retire(lane)
+                return
+
+    async def _keep_lease(self, lane: Lane) -> None:
+        """A leased connection: dialled once, for somebody who waits, and kept until it is lost or nobody borrows it."""
+        try:
+            with self._poller.others_in_a_hurry():
+                dialled = await self._dial_again(lane.identity)
+        except Refused as refusal:
+            reply = refusal.reply
+        except DialError as problem:
+            reply = unavailable(str(problem))
+        else:
+            await self._attend(lane, dialled)
+            return
+        self._exchange.lease_failed(lane, reply)
+        self._exchange.flush(perf_counter())
+
+    async def _dial_again(self, identity: Identity) -> Dialled:
+        """A connection for a session that has long been let in. Raises as `dial_patiently`.
+
+        Where `AUTH password` has been taken since, and the default user wants none any more, whoever connects is that
+        user.
+        """
+        try:
+            return await self._dialler.dial_patiently(identity, b"")
+        except Refused as refusal:
+            if identity.username is None and refusal.reply.startswith(_NO_PASSWORD_WANTED):
+                return await self._dialler.dial_patiently(identity._replace(password=None), b"")
+            raise
+
+    async def _back_off(self, lane: Lane, attempt: int, patience_ends: float, why: str) -> None:
+        """Waits before the next attempt; requests that have waited for as long as they may are answered meanwhile."""
+        wake = trio.current_time() + pause(attempt)
+        if lane.state is LaneState.DIALLING and patience_ends <= wake:
+            await trio.sleep_until(patience_ends)
+            self._exchange.fail(lane, why)
+            self._exchange.flush(perf_counter())
+        await trio.sleep_until(wake)
+
+    async def _attend(self, lane: Lane, dialled: Dialled, looks: _Looks | None = None) -> Dialled | None:
+        """Lets a lane use its new connection until that is lost, or nobody needs the lane any more: it is closed then.
+
+        Returns the connection that is to follow, if there is one already.
+        """
+        lane.authenticated = dialled.authenticated
+        if dialled.bulk_limit is not None:
+            self._exchange.bulk_limit = dialled.bulk_limit
+        lane.version = dialled.version
+        connection = Connection(dialled.sock, lane, self._exchange, self._poller)
+        try:
+            self._exchange.connected(lane, connection, dialled.round_trip)
+            self._exchange.flush(perf_counter())
+            while True:
+                with trio.move_on_after(_IDLE) as idle:
+                    await connection.news.wait()
+                if connection.lost.is_set():
+                    connection.report()
+                    return None
+                if idle.cancelled_caught:
+                    if self._is_needed_no_longer(lane):
+                        return None
+                    continue
+                connection.news = trio.Event()
+                if looks is None:
+                    continue  # a lease that was turned away is not lent again
+                if looks.may_look():
+                    following = await self._look_elsewhere(connection, lane)
+                    looks.looked(in_vain=following is None)
+                    if connection.lost.is_set():
+                        return following
+                lane.turned_away = False
+        finally:
+            if not connection.lost.is_set():
+                connection.close()
+
+    def _is_needed_no_longer(self, lane: Lane) -> bool:
+        """Whether nobody has used a lane for a while; it is closed then."""
+        if lane.exclusive:
+            return self._exchange.lease_is_idle(lane)
+        if lane.sessions or lane.owed or self._exchange.is_base(lane):
+            return False
+        self._exchange.retire(lane)
+        return True
+
+    async def _look_elsewhere(self, connection: Connection, lane: Lane) -> Dialled | None:
+        """The upstream said that it is the wrong one, or not ready: dials, and returns what is to follow.
+
+        None when nobody else is there: the upstream is a replica for good, or the failover is not through. Requests
+        wait meanwhile, so that the next one reaches the new primary.
+        """
+        connection.hold()
+        try:
+            with self._poller.others_in_a_hurry():
+                dialled = await self._dialler.dial(lane.identity, CONNECTION_NAME)
+        except (Refused, DialError):
+            dialled = None
+        if dialled is not None and dialled.replica:
+            dialled.sock.close()
+            dialled = None
+        if dialled is None:
+            if not connection.lost.is_set():
+                connection.go_on()
+                self._exchange.flush(perf_counter())
+            return None
+        try:
+            with self._poller.others_in_a_hurry():
+                await connection.emptied()
+        except BaseException:
+            dialled.sock.close()
+            raise
+        if connection.lost.is_set():
+            connection.report()
+        else:
+            log.info("lane u%d: the upstream turned requests away; going on with a new connection", lane.number)
+            connection.end()
+        return dialled
+
+
+class _Looks:
+    """How often it is looked whether another upstream is there: some replicas are meant to be written to in vain."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._pause = _FIRST_LOOK
+
+    def may_look(self) -> bool:
+        return trio.current_time() >= self._next
+
+    def looked(self, *, in_vain: bool) -> None:
+        self._next = trio.current_time() + self._pause
+        self._pause = min(2 * self._pause, _LAST_LOOK) if in_vain else _FIRST_LOOK

@@ -656,11 +656,29 @@ class Exchange:
 
     def connected(self, lane: Lane, link: Link, round_trip: float) -> None:
         """A lane's connection stands: handshake done, nothing owed. `round_trip` in seconds, of the handshake."""
-        lane.connected(link, round_trip)
+        lane.connected(link, round_trip, self.now)
         if lane.exclusive:
             self.leases.connected(lane)
         for session in lane.sessions:
             session.rewire()
+
+    def keep_alive(self, now: float, idle: float) -> None:
+        """Has every lane say something that has not for `idle` seconds: or it is closed (`timeout`), or dead unseen."""
+        for lane in [*self.lanes.values(), *self.large_lanes.values()]:
+            if lane.idle_for(now) >= idle:
+                self.enqueue(lane, pack([b"PING"]), _Nobody())
+
+    @property
+    def links(self) -> Iterator[Link]:
+        """The connections that stand."""
+        for lane in [*self.lanes.values(), *self.large_lanes.values(), *self.leases.of]:
+            if lane.link is not None:
+                yield lane.link
+
+    def replaced(self, lane: Lane) -> None:
+        """A lane's connection is to be followed by one to another upstream; nothing is in flight on it."""
+        self.lose(lane)
+        self.leases.renew()
 
     def flush(self, now: float) -> None:
         """Lets every batch leave that may. To be called after each round of reading, before waiting."""
@@ -789,6 +807,23 @@ def _is_endless(arguments: list[bytes] | None) -> bool:
     if not arguments:
         return False
     return _blocks(arguments) or need_of(arguments) in {Need.SUBSCRIBE, Need.WAIT}
+
+
+class _Nobody:
+    """A place in the FIFO for our own PING."""
+
+    __slots__ = ("owed",)
+
+    def __init__(self) -> None:
+        self.owed = 0
+
+    def write(self, data: bytes) -> None:
+        """Any reply will do."""
+
+    write_more = write
+
+    def lost(self) -> None:
+        """Nobody is told."""
 
 
 class Moving:

@@ -50,6 +50,11 @@ STREAM_FROM = 16 * 1024
 LARGE = 128 * 1024
 
 
+# What an upstream says that is not, or not at the moment, the one that should be there: after a failover, the next
+# connection to the same name may lead to the one that is.
+_TURNED_AWAY = (b"-READONLY", b"-LOADING", b"-MASTERDOWN")
+
+
 class Caller(Protocol):
     """What the FIFO holds: a session, or whoever asked in its stead."""
 
@@ -137,6 +142,7 @@ class Lane:
         self.link: Link | None = None  # None: not connected
         self.send: Callable[[bytes], None] | None = None  # None: not connected, or still busy with the last batch
         self.why_failing = "not connected yet"
+        self.turned_away = False  # the upstream said that it is the wrong one, or not ready
         self._round_trip = 0.0  # shortest seen on this connection, seconds
         self._left = 0.0  # when the last batch left
         self._timed_from = 0.0  # when the batch left whose first reply tells the round trip
@@ -186,11 +192,13 @@ class Lane:
 
     # --- connection ---
 
-    def connected(self, link: Link, round_trip: float) -> None:
+    def connected(self, link: Link, round_trip: float, now: float) -> None:
         """A connection of this identity stands, nothing is owed on it. `round_trip` as the handshake measured it."""
         self.become(LaneState.READY)
         self.link = link
         self.send = link.send
+        self.turned_away = False
+        self._left = now
         self._round_trip = round_trip
         self._timing = False
 
@@ -232,6 +240,10 @@ class Lane:
         self.first.clear()
 
     # --- requests ---
+
+    def idle_for(self, now: float) -> float:
+        """Seconds since a batch left, if nothing is owed; else 0."""
+        return 0.0 if self.owed or self.link is None else now - self._left
 
     def may_flush(self, now: float) -> bool:
         """Whether the next batch should leave, or grow while another is in flight. A lone request never waits."""
@@ -310,8 +322,12 @@ class Lane:
                             break
                         if data[end - 1] != 10 or data[end - 2] != 13:
                             raise Desync("a bulk string without an end")
-                elif kind == 43 or kind == 58 or kind == 45:  # "+" ":" "-"  # noqa: PLR1714 (a set costs more)
+                elif kind == 43 or kind == 58:  # "+" ":"  # noqa: PLR1714 (a set costs more)
                     end += 2
+                elif kind == 45:  # "-"
+                    end += 2
+                    if data.startswith(_TURNED_AWAY, position):
+                        self.turned_away = True
                 else:
                     end = self._end_of_other(data, position)
                     if end < 0:

@@ -238,10 +238,19 @@ class Leases:
             self.serve()
 
     def _returned(self, lease: Lease) -> None:
-        """A clean lease is idle, or goes to whoever has waited longest."""
-        if not lease.dead:
+        """A clean lease is idle, or goes to whoever has waited longest; unless its upstream is the wrong one."""
+        if lease.lane.turned_away:
+            self._hang_up(lease)
+        elif not lease.dead:
             self._idle.setdefault(lease.lane.identity, []).append(lease)
         self.serve()
+
+    def renew(self) -> None:
+        """Nobody is lent what is connected now; those who have a lease keep it."""
+        for lease in list(self.of.values()):
+            lease.lane.turned_away = lease.lane.link is not None
+        for lease in [lease for leases in self._idle.values() for lease in leases]:
+            self._hang_up(lease)
 
     def pin(self, lease: Lease) -> None:
         """The lease is the client's for good: it counts until `unpin`."""

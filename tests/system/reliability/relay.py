@@ -54,7 +54,7 @@ class Relay:
         self.delay = 0.0  # seconds, each way
         self.jitter = (0.0, 0.0)  # seconds more for each piece: from, to
         self.by_reset = False  # how a connection is cut
-        self._target = target
+        self.target = target  # of the next connection
         self._audible = trio.Event()
         self._audible.set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
@@ -109,7 +109,7 @@ class Relay:
         link = Link()
         self.links.append(link)
         with contextlib.suppress(OSError, trio.BrokenResourceError):
-            far = await trio.open_tcp_stream(*self._target)
+            far = await trio.open_tcp_stream(*self.target)
             async with near, far:
                 with link.scope:
                     async with trio.open_nursery() as nursery:

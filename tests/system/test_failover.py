@@ -1,0 +1,128 @@
+"""A failover behind a stable name: the next connection leads to the new primary, the old one is a replica now."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .processes import closing_line, eventually, running_coalesce, running_server
+from .reliability.relay import Relay
+from .test_faults import NEWEST, OLDEST
+from .wire import bulk, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .processes import Coalesce, Executable, RedisServer
+
+OK = b"+OK\r\n"
+
+
+class Name:
+    """What the upstream is called, and the two servers that it leads to in turn."""
+
+    def __init__(self, relay: Relay, primary: RedisServer, replica: RedisServer) -> None:
+        self.relay, self.primary, self.replica = relay, primary, replica
+
+    def fail_over(self) -> None:
+        """The replica is the primary now. Old connections still lead to the old one, which is its replica."""
+        with self.replica.connect() as new, self.primary.connect() as old:
+            assert new.ask("REPLICAOF", "NO", "ONE") == OK
+            self.relay.target = ("127.0.0.1", self.replica.port)
+            assert old.ask("REPLICAOF", "127.0.0.1", self.replica.port).startswith(b"+OK")
+
+
+@pytest.fixture(params=[OLDEST, NEWEST], ids=str)
+def executable(request: pytest.FixtureRequest) -> Executable:
+    return request.param
+
+
+@pytest.fixture
+def name(executable: Executable) -> Iterator[Name]:
+    with contextlib.ExitStack() as stack:
+        primary = stack.enter_context(running_server(executable, "--repl-diskless-sync-delay", "0"))
+        replica = stack.enter_context(running_server(executable, "--replicaof", "127.0.0.1", str(primary.port)))
+        control = stack.enter_context(primary.connect())
+        assert eventually(lambda: b"state=online" in control.ask("INFO", "replication"))
+        yield Name(stack.enter_context(Relay(("127.0.0.1", primary.port))), primary, replica)
+
+
+@pytest.fixture
+def coalesce(name: Name) -> Iterator[Coalesce]:
+    with running_coalesce(name.relay.url) as coalesce:
+        yield coalesce
+
+
+def test_the_next_command_reaches_the_new_primary(name, coalesce):
+    with coalesce.connect() as client, coalesce.connect() as idle, coalesce.connect() as other:
+        assert client.ask("SET", "k", "before") == OK
+        assert idle.ask("GET", "k") == bulk("before")
+        assert other.ask("SELECT", 1) == other.ask("SET", "k", "elsewhere") == OK
+        name.fail_over()
+        assert client.ask("SET", "k", "after").startswith(b"-READONLY")  # it is told what was said
+        assert client.ask("SET", "k", "after") == OK
+        assert idle.ask("GET", "k") == bulk("after")
+        assert other.ask("SET", "k", "after").startswith(b"-READONLY")  # each lane finds out for itself
+        assert other.ask("SET", "k", "after") == OK
+        with name.replica.connect() as control:
+            assert control.ask("GET", "k") == bulk("after")
+
+
+def test_a_connection_that_was_lent_is_not_lent_again(name, coalesce):
+    with coalesce.connect() as client, coalesce.connect() as other:
+        for each in (client, other):  # two connections that wait to be lent
+            assert each.ask("WATCH", "k") == OK
+        for each in (client, other):
+            assert each.ask("UNWATCH") == OK
+        name.fail_over()
+        client.send(pack("WATCH", "k") + pack("MULTI") + pack("SET", "k", "v") + pack("EXEC"))
+        assert [reply[:9] for reply in client.replies(4)] == [OK, OK, b"-READONLY", b"-EXECABOR"]
+        assert client.ask("SET", "k", "v").startswith(b"-READONLY")
+        assert client.ask("SET", "k", "v") == OK
+        for each in (client, other):
+            each.send(pack("WATCH", "k") + pack("MULTI") + pack("SET", "k", "v") + pack("EXEC"))
+            assert each.replies(4) == [OK, OK, b"+QUEUED\r\n", b"*1\r\n+OK\r\n"]
+
+
+def test_nobody_is_closed_under_load(name, coalesce):
+    """Replies that are owed come first, and what has not left goes to the new primary, once."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(coalesce.connect()) for _ in range(30)]
+        counted = dict.fromkeys(clients, 0)
+        turned_away = 0
+        for turn in range(60):
+            if turn == 20:
+                name.fail_over()
+            for client in clients:
+                client.send(pack("INCR", "n") * 5)
+            for client in clients:
+                for reply in client.replies(5):
+                    counted[client] += reply.startswith(b":")
+                    turned_away += reply.startswith(b"-READONLY")
+        assert turned_away
+        assert all(counted.values())
+        with name.replica.connect() as control:
+            assert control.ask("GET", "n") == bulk(str(sum(counted.values())))
+        code, stderr = coalesce.stop()
+        assert code == 0
+        assert stderr.count("the upstream turned requests away") == 1
+
+
+def test_a_replica_for_good_is_not_dialled_for_each_refusal(name):
+    """Somebody reads from it, and writes in vain."""
+    with (
+        running_coalesce(name.replica.url) as coalesce,
+        coalesce.connect() as client,
+        name.replica.connect() as control,
+    ):
+        assert control.ask("CONFIG", "RESETSTAT") == OK
+        for _ in range(500):
+            assert client.ask("SET", "k", "v").startswith(b"-READONLY")
+        assert client.ask("GET", "k") == b"$-1\r\n"
+        stats = control.ask("INFO", "stats")
+        assert int(stats.partition(b"total_connections_received:")[2].split(b"\r\n")[0]) <= 3
+        code, stderr = coalesce.stop()
+        assert code == 0
+        assert closing_line(stderr).commands >= 501
