@@ -303,6 +303,7 @@ class Keeper:
                     following = await self._look_elsewhere(connection, lane)
                     looks.looked(in_vain=following is None)
                     if connection.lost.is_set():
+                        connection.report()
                         return following
                 lane.turned_away = False
         finally:
@@ -344,9 +345,7 @@ class Keeper:
         except BaseException:
             dialled.sock.close()
             raise
-        if connection.lost.is_set():
-            connection.report()
-        else:
+        if not connection.lost.is_set():
             log.info("lane u%d: the upstream turned requests away; going on with a new connection", lane.number)
             connection.end()
         return dialled

@@ -192,7 +192,7 @@ class Lane:
 
     # --- connection ---
 
-    def connected(self, link: Link, round_trip: float, now: float) -> None:
+    def connected(self, link: Link, round_trip: float, now: float = 0.0) -> None:
         """A connection of this identity stands, nothing is owed on it. `round_trip` as the handshake measured it."""
         self.become(LaneState.READY)
         self.link = link

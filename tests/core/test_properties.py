@@ -476,7 +476,9 @@ class Client:
         if request is None:
             possible = self._possible_without_a_request()
         else:
-            possible = self.world.possible_replies(self.state, request, in_the_core=self.pinned_to is None)
+            possible = self.world.possible_replies(
+                self.state, request, in_the_core=self.pinned_to is None, closed=self.closed
+            )
         for reply, state in possible:
             if self.got.startswith(reply) and (reply or self._is_muted()):
                 self.got = self.got[len(reply) :]
@@ -493,7 +495,7 @@ class Client:
         error = self.reading_of_said.error
         if error is None:
             return []
-        last = [reply for reply, _ in self.world.possible_refusals(self.state, [b"*"])]
+        last = [reply for reply, _ in self.world.possible_refusals(self.state, [b"*"], closed=True)]
         return [(reply, self.state._replace(over=True)) for reply in [error.reply, *last]]
 
     def _may_be_closed(self) -> bool:
@@ -534,7 +536,9 @@ class World:
         self.refused: set[Identity] = set()
         self.exchange = Exchange(BASE, self.opened.append, LIMITS, lambda: SECRET)
 
-    def possible_replies(self, state: State, request: list[bytes], *, in_the_core: bool) -> list[tuple[bytes, State]]:
+    def possible_replies(
+        self, state: State, request: list[bytes], *, in_the_core: bool, closed: bool
+    ) -> list[tuple[bytes, State]]:
         """Each with what the client is afterwards. Several only where an outage or a changed password allows it."""
         name = request[0].upper()
         if name == b"POST" and in_the_core:
@@ -552,14 +556,14 @@ class World:
             elif self.unmarked:
                 possible.append((UNMARKED, after))
         if state.clean and in_the_core:  # otherwise, whatever happens to the connection happens to the client
-            possible = self.possible_refusals(state, request) + possible
+            possible = self.possible_refusals(state, request, closed=closed) + possible
         return possible
 
-    def possible_refusals(self, state: State, request: list[bytes]) -> list[tuple[bytes, State]]:
+    def possible_refusals(self, state: State, request: list[bytes], *, closed: bool) -> list[tuple[bytes, State]]:
         """What the proxy says in the upstream's stead, or takes from another connection's handshake."""
         name = request[0].upper()
-        # What is behind it must not run without it.
-        after = state._replace(over=name in MOVING | {b"MULTI", b"WATCH", b"ASKING", b"*"})
+        # What is behind it must not run without it, unless it rides, and is refused along with it.
+        after = state._replace(over=closed and name in MOVING | {b"MULTI", b"WATCH", b"ASKING", b"*"})
         possible = []
         if self.expired and name in BORROWING | MOVING:
             possible.append((no_lease(LIMITS.leases), after))
@@ -567,9 +571,7 @@ class World:
             if identity in self.failed:
                 possible.append((outage(identity), after))
             if identity in self.refused:
-                # (A move may have been refused by a lane's upstream or by a lease's.)
-                states = {after, state} if name in MOVING else {after}
-                possible += [(reply, each) for reply in (WRONG_PASSWORD, NO_SUCH_DATABASE) for each in states]
+                possible += [(WRONG_PASSWORD, after), (NO_SUCH_DATABASE, after)]
         return possible
 
 

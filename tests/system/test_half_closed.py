@@ -102,7 +102,7 @@ def test_who_is_refused_a_lease_is_read_from_again(executable):
         coalesce.connect() as client,
     ):
         assert holder.ask("WATCH", "k") == b"+OK\r\n"
-        client.send(pack("WATCH", "z") + pack("SET", "large", large) + pack("PING"))
+        client.send(pack("SCRIPT", "KILL") + pack("SET", "large", large) + pack("PING"))
         refused, *rest = client.replies(3)
         assert refused == b"-ERR coalesce: all 1 leases are taken (max-leases)\r\n"
         assert rest == [b"+OK\r\n", b"+PONG\r\n"]

@@ -134,10 +134,11 @@ def test_one_client_too_many_is_told(crowded: Coalesce, fresh_upstream: RedisSer
 
 def test_nobody_else_waits_meanwhile(crowded: Coalesce, fresh_upstream: RedisServer) -> None:
     with blocked(crowded, fresh_upstream, "a", "b"), crowded.connect() as third, crowded.connect() as rider:
-        third.send(pack("WATCH", "k") + pack("PING"))
+        third.send(pack("SCRIPT", "KILL") + pack("PING") + pack("WATCH", "k") + pack("SET", "k", "v"))
         assert rider.ask("PING") == b"+PONG\r\n"
         assert third.reply().startswith(b"-ERR coalesce: all 2 leases")
         assert third.reply() == b"+PONG\r\n"
+        assert third.rest().startswith(b"-ERR coalesce: all 2 leases")  # and is closed: who watches is not to write
 
 
 def test_a_blocked_client_that_leaves_frees_its_place_at_once(crowded: Coalesce, fresh_upstream: RedisServer) -> None:
