@@ -92,7 +92,11 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
 @_option("--max-lanes", click.IntRange(min=1), "Shared upstream connections, one for each identity.")
 @_option("--outbox-limit", click.IntRange(min=1), "Bytes of replies kept for a client that does not read.")
 @_option("--upstream-wait", click.FloatRange(min=0), "Seconds that requests wait for a lost upstream.")
-@_option("--connect-timeout", click.FloatRange(min=0, min_open=True), "Seconds for one attempt to connect.")
+@_option(
+    "--connect-timeout",
+    click.FloatRange(min=0, min_open=True),
+    "Seconds for an attempt to connect, and for a TLS handshake.",
+)
 @_option("--upstream-silence", click.FloatRange(min=0.1), "Seconds until an upstream whose host is silent is given up.")
 @_option("--max-dials", click.FloatRange(min=0, min_open=True), "Attempts to connect in a second.")
 @_option("--drain-timeout", click.FloatRange(min=0), "Seconds to finish what is owed after SIGTERM or SIGINT.")

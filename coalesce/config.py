@@ -124,7 +124,8 @@ class Config:
     outbox_limit: int = 64 * 1024 * 1024
     # Seconds. Long enough for a restart of the upstream, shorter than what client libraries wait for a reply.
     upstream_wait: float = 5.0
-    # Seconds for one attempt: connect and handshake.
+    # Seconds for one attempt: connect and handshake; and for the TLS handshake of a client, which takes two round trips
+    # and some computing on either side.
     connect_timeout: float = 5.0
     # Seconds without a sign of life from the upstream's host until its connections are given up. A reboot of a host
     # takes longer, a failover of the network less.

@@ -287,6 +287,7 @@ class Clients:
         outbox_limit: int,
         start_pin: Callable[[socket.socket, bytes, Lane, bytes], None],
         certificates: Certificates | None = None,
+        handshake_timeout: float = 5.0,
     ) -> None:
         self.exchange = exchange
         self.poller = poller
@@ -298,7 +299,9 @@ class Clients:
         self.left = trio.lowlevel.ParkingLot()  # who waits here is woken when a client has left
         self._max_clients = max_clients
         self._shared: set[Client] = set()
-        self._greetings = None if certificates is None else Greetings(certificates, poller, self._take)
+        self._greetings = (
+            None if certificates is None else Greetings(certificates, poller, self._take, handshake_timeout)
+        )
 
     def forget(self, client: Client) -> None:
         self._shared.discard(client)

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("coalesce")
 
-# Seconds for a handshake: two round trips and some computing on either side. A client library gives up after 5 to 10;
-# who connects and says nothing would keep a place for ever.
-_DEADLINE = 10.0
 # Steps of handshakes in a round of the poller; one that signs with RSA takes 0.7 ms. Without this limit a PING took up
 # to 187 ms while 300 others connected.
 _STEPS = 4
@@ -40,9 +37,15 @@ _SAY_EVERY = 60.0
 
 
 class Greetings:
-    """All handshakes under way. `done` gets the socket of each that is over, and owns it then."""
+    """All handshakes under way. `done` gets the socket of each that is over, and owns it then.
 
-    def __init__(self, certificates: Certificates, poller: Poller, done: Callable[[socket.socket], None]) -> None:
+    Each has `timeout` seconds: who connects and says nothing would keep a place for ever.
+    """
+
+    def __init__(
+        self, certificates: Certificates, poller: Poller, done: Callable[[socket.socket], None], timeout: float
+    ) -> None:
+        self.timeout = timeout
         self.poller = poller
         self._certificates = certificates
         self._done = done
@@ -77,7 +80,7 @@ class Greetings:
         """Closes those that take too long."""
         now = monotonic()
         while self._under_way and (oldest := next(iter(self._under_way))).ends <= now:
-            self.failed(oldest, f"not finished after {_DEADLINE:g} s")
+            self.failed(oldest, f"not finished after {self.timeout:g} s")
 
     def close(self, greeting: Greeting) -> None:
         del self._under_way[greeting]
@@ -112,7 +115,7 @@ class Greeting:
     def __init__(self, greetings: Greetings, sock: TlsSocket) -> None:
         self._greetings = greetings
         self.sock = sock
-        self.ends = monotonic() + _DEADLINE
+        self.ends = monotonic() + greetings.timeout
         self._flags = READABLE
         greetings.poller.add(sock, self, READABLE)
 

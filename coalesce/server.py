@@ -104,7 +104,13 @@ class Server:
         max_clients = allowed_clients(config.max_clients)
         self._keeper = Keeper(self._exchange, self._poller, self._dialler, config.upstream_wait)
         self._clients = Clients(
-            self._exchange, self._poller, max_clients, config.outbox_limit, self._start_pin, certificates
+            self._exchange,
+            self._poller,
+            max_clients,
+            config.outbox_limit,
+            self._start_pin,
+            certificates,
+            config.connect_timeout,
         )
 
     async def serve(self, task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED) -> Summary:

@@ -157,7 +157,7 @@ def test_who_says_nothing_is_closed_in_time(own: Pair, monkeypatch: pytest.Monke
     monkeypatch.setattr(greeting, "monotonic", lambda: now)
     plain = socket.socketpair()
     with closing(Poller()) as poller, plain[1]:
-        greetings = Greetings(listener(own), poller, socket.socket.close)
+        greetings = Greetings(listener(own), poller, socket.socket.close, timeout=10.0)
         greetings.begin(plain[0])
         now = 109.9
         greetings.expire()

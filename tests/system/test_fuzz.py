@@ -74,9 +74,9 @@ def campaign(executable: Executable) -> Iterator[Campaign]:
         yield campaign
 
 
-@pytest.mark.parametrize("begin", range(0, 120, 30))
+@pytest.mark.parametrize("begin", range(0, 80, 20))
 def test_random_sequences(campaign: Campaign, executable: Executable, begin: int) -> None:
-    for seed in range(begin, begin + share(30, executable)):
+    for seed in range(begin, begin + share(20, executable)):
         steps, locked = campaign.sequence(seed)
         try:
             campaign.run(steps, locked=locked)

@@ -445,7 +445,7 @@ def test_a_client_with_tls_at_a_plain_port(upstream, authority):
 
 
 def test_who_says_nothing_is_closed_and_holds_up_nobody(upstream, authority):
-    flags = [*of_listeners(authority.issue()), "--max-clients", "20"]
+    flags = [*of_listeners(authority.issue()), "--max-clients", "20", "--connect-timeout", "1.5"]
     with running_coalesce(upstream.server.url, *flags) as coalesce, contextlib.ExitStack() as stack:
         context = authority.trusting()
         silent = [stack.enter_context(coalesce.connect()) for _ in range(9)]
