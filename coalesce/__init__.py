@@ -50,12 +50,12 @@ Where to begin reading
 ----------------------
 The pure core, which knows no sockets, no clock and no trio: `core/lane.py` (the FIFO), `core/session.py` (one client's
 states), `core/exchange.py` (both together: routes, moves, losses), `core/commands.py` (what each command needs),
-`core/identity.py` (what a connection runs as), `core/lease.py` (connections that are lent), `core/stream.py` (replies
-that do not pair with requests), `core/wait.py`, `core/client_state.py`, `core/resp.py` (where a request or a reply
-ends), `core/errors.py` (every byte that we author).
+`core/identity.py` (what a connection runs as), `core/door.py` (clients that have to authenticate to coalesce first),
+`core/lease.py` (connections that are lent), `core/stream.py` (replies that do not pair with requests), `core/wait.py`,
+`core/client_state.py`, `core/resp.py` (where a request or a reply ends), `core/errors.py` (every byte that we author).
 
 The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `tls.py` (a socket like any other, and
-certificates that change), `greeting.py` (clients in the TLS handshake), `dial.py` (new connections), `upstream.py`
-(a lane's connection, and its next), `bytestream.py` and `pin.py`, `server.py` (the tree of tasks, signals, drain),
-`__main__.py` and `config.py`, `embedded.py`.
+certificates that change), `greeting.py` (clients in the TLS handshake), `dial.py` (new connections), `passwords.py`,
+`upstream.py` (a lane's connection, and its next), `bytestream.py` and `pin.py`, `server.py` (the tree of tasks,
+signals, drain), `__main__.py` and `config.py`, `embedded.py`.
 """

@@ -19,10 +19,11 @@ from coalesce.config import (
     Address,
     Config,
     Upstream,
+    contradiction,
     parse_address,
+    parse_mode,
     parse_server_name,
     parse_upstream,
-    tls_contradiction,
 )
 from coalesce.embedded import EmbeddedError, embedded_server
 from coalesce.logs import logging_to_stderr
@@ -85,6 +86,10 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
     metavar="ADDRESS",
     help="host:port (port 0 picks one) or unix:///path; repeatable.  [default: 127.0.0.1:6380]",
 )
+@_option("--socket-mode", _Parsed("mode", parse_mode), "Mode of unix sockets, as in 0660.  [default: by the umask]")
+@_option("--upstream-password-file", _FILE, "Its first line is coalesce's own password at the upstream.")
+@_option("--client-password-file", _FILE, "Clients have to authenticate with one of its lines.")
+@click.option("--unprotected", is_flag=True, help="Lend coalesce's credentials to whoever reaches a TCP listener.")
 @_option("--max-clients", click.IntRange(min=1), "Clients at a time; one more is refused as Redis does.")
 @_option("--lane-limit", click.IntRange(min=1), "Requests owed on one upstream connection before clients must wait.")
 @_option("--client-limit", click.IntRange(min=1), "Requests owed to one client before it is not read from.")
@@ -118,7 +123,7 @@ def command(upstream: Upstream | str, listen: tuple[Address, ...], **more: objec
     settings: dict[str, object] = dict(more)
     if listen:
         settings["listen"] = listen
-    if problem := tls_contradiction(upstream if isinstance(upstream, Upstream) else None, settings):
+    if problem := contradiction(upstream if isinstance(upstream, Upstream) else None, settings):
         raise click.UsageError(problem)
     with logging_to_stderr():
         try:

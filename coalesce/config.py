@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -60,7 +61,10 @@ def parse_address(text: str, default_port: int | None = None) -> Address:
 
 @dataclass(frozen=True)
 class Upstream:
-    """Where the upstream is, and what a fresh connection of a client runs as there."""
+    """Where the upstream is, and what a fresh connection of a client runs as there.
+
+    A username without a password: that is in a file.
+    """
 
     address: Address
     username: bytes | None = None
@@ -86,11 +90,15 @@ def parse_upstream(text: str) -> Upstream:
         raise ValueError("the upstream's URL is not of the form redis[s]://[user[:password]@]host[:port][/db]")
     username = unquote(parts.username).encode() if parts.username else None
     password = unquote(parts.password).encode() if parts.password is not None else None
-    if username is not None and password is None:
-        # redis://secret@host: what redis-cli and most libraries take for a user without a password.
-        raise ValueError("the upstream's URL names a user and no password: write redis://user:password@host")
     tls = parts.scheme in {"rediss", "valkeys"}
     return Upstream(TcpAddress(parts.hostname, port), username, password, int(database or "0"), tls)
+
+
+def parse_mode(text: str) -> int:
+    """The mode of a file, in octal digits. Raises ValueError."""
+    if not re.fullmatch(r"(0o)?[0-7]{3,4}", text) or int(text, 8) > 0o777:
+        raise ValueError(f"{text!r} is not the mode of a file, as in 0660")
+    return int(text, 8)
 
 
 def parse_server_name(text: str) -> str:
@@ -135,6 +143,14 @@ class Config:
     max_dials: float = 500.0
     # Seconds: see `Limits.hold_below`. Not on the command line: no user could know better.
     hold_below: float = Limits().hold_below
+    # Its first line is the password that coalesce itself has at the upstream.
+    upstream_password_file: str | None = None
+    # Of the files of unix listeners; None: what the umask leaves.
+    socket_mode: int | None = None
+    # Each line is a password that clients may authenticate with to coalesce. None: they need not.
+    client_password_file: str | None = None
+    # Whoever reaches the listeners may use the credentials that coalesce has at the upstream.
+    unprotected: bool = False
     # Seconds. Kubernetes kills 30 s after SIGTERM.
     drain_timeout: float = 10.0
     # TLS to the upstream, where its URL says so. All files are in PEM format; without one of authorities, the system's
@@ -150,8 +166,39 @@ class Config:
     tls_client_ca: str | None = None
 
 
-def tls_contradiction(upstream: Upstream | None, settings: Mapping[str, object]) -> str | None:
-    """What makes no sense about the flags for TLS, if anything. `upstream` is None for a private Redis."""
+def contradiction(upstream: Upstream | None, settings: Mapping[str, object]) -> str | None:
+    """What makes no sense about the flags, if anything. `upstream` is None for a private Redis."""
+    return (
+        _credentials_contradiction(upstream, settings)
+        or _listeners_contradiction(settings)
+        or _tls_contradiction(upstream, settings)
+    )
+
+
+def _credentials_contradiction(upstream: Upstream | None, settings: Mapping[str, object]) -> str | None:
+    if settings.get("upstream_password_file"):
+        if upstream is None:
+            return "--upstream-password-file: a private Redis wants no password"
+        if upstream.password is not None:
+            return "the upstream's URL has a password, and --upstream-password-file gives one, too"
+    elif upstream is not None and upstream.username is not None and upstream.password is None:
+        # redis://secret@host: what redis-cli and most libraries take for a user without a password.
+        return (
+            "the upstream's URL names a user and no password: write redis://user:password@host, or give "
+            "--upstream-password-file"
+        )
+    return None
+
+
+def _listeners_contradiction(settings: Mapping[str, object]) -> str | None:
+    listen = settings.get("listen", Config.listen)
+    assert isinstance(listen, tuple)
+    if settings.get("socket_mode") is not None and not any(isinstance(address, UnixAddress) for address in listen):
+        return "--socket-mode is for unix listeners, and there is none"
+    return None
+
+
+def _tls_contradiction(upstream: Upstream | None, settings: Mapping[str, object]) -> str | None:
     given = {f"--{name.replace('_', '-')}" for name, value in settings.items() if value}
     if upstream is None or not upstream.tls:
         for flag in ("--upstream-ca", "--upstream-cert", "--upstream-key", "--upstream-sni", "--tls-insecure"):

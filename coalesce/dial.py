@@ -19,6 +19,7 @@ from coalesce.config import UnixAddress
 from coalesce.core.errors import UpstreamError
 from coalesce.core.resp import CRLF, pack, reply_end
 from coalesce.liveness import keep_alive
+from coalesce.passwords import PasswordFileError, read_password
 from coalesce.tls import server_name, tls_reason, upstream_certificates, wrap
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class DialError(Exception):
     """No connection, for a reason in a few words that name no address: clients are told, too."""
 
 
+class NotLetInError(DialError):
+    """The same, where it is coalesce's own credentials that do not work: that is no reply for a client."""
+
+
 class Dialled(NamedTuple):
     """A connection that runs as the identity asked for, with nothing owed on it."""
 
@@ -71,6 +76,9 @@ class Dialler:
         self._certificates = upstream_certificates(config)  # None: plain
         self._server_name = server_name(config)
         self._address = config.upstream.address
+        self._username = config.upstream.username
+        self._password = config.upstream.password
+        self._password_file = config.upstream_password_file
         self._timeout = config.connect_timeout
         self._patience = config.upstream_wait
         self._silence = config.upstream_silence
@@ -163,7 +171,8 @@ class Dialler:
                 return await self._become(stream, identity, name, ask=ask)
             except OSError as problem:
                 log.debug("a spare connection was of no use: %s", problem)
-        return await self._become(await self._connect(), identity, name, ask=ask)
+        own = self._own_password() if identity.password is None else None
+        return await self._become(await self._connect(), identity, name, own, ask=ask)
 
     async def _connect(self) -> ByteStream:
         sock = await _connect(self._address)
@@ -171,20 +180,37 @@ class Dialler:
             sock = await _start_tls(sock, self._certificates.context(), self._server_name)
         return ByteStream(sock)
 
-    async def _become(self, stream: ByteStream, identity: Identity, name: bytes, *, ask: bool) -> Dialled:
+    def _own_password(self) -> bytes | None:
+        """What coalesce itself authenticates with, as of this moment. Raises DialError."""
+        if self._password_file is None:
+            return self._password
+        try:
+            return read_password(self._password_file)
+        except PasswordFileError as problem:
+            raise NotLetInError(f"coalesce's password (--upstream-password-file): {problem}") from None
+
+    async def _become(
+        self, stream: ByteStream, identity: Identity, name: bytes, own: bytes | None = None, *, ask: bool
+    ) -> Dialled:
         """Makes a fresh connection run as the identity.
 
-        A wrong password costs no connection: AUTH goes first and alone, and when it fails, it has changed nothing.
+        A client's wrong password costs no connection: AUTH goes first and alone, and when it fails, it has changed
+        nothing. `own` is coalesce's password, for a connection that runs as coalesce.
         """
         kept = False
         try:
             if identity.password is not None:
-                who = [] if identity.username is None else [identity.username]
                 try:
-                    _check(await _converse(stream, [[b"AUTH", *who, identity.password]]), 1)
+                    await _authenticate(stream, identity.username, identity.password)
                 except Refused:
                     kept = self._keep(stream)
                     raise
+            elif own is not None:
+                try:
+                    await _authenticate(stream, self._username, own)
+                except Refused as refusal:
+                    why = _without_secret(refusal.reply, own)
+                    raise NotLetInError(f"the upstream refuses coalesce's credentials: {why}") from None
             return await _shake_hands(stream, identity, name, ask=ask)
         except BaseException:
             if not kept:
@@ -231,6 +257,17 @@ async def _start_tls(sock: socket.socket, context: ssl.SSLContext, name: str | N
     except BaseException:
         wrapped.close()
         raise
+
+
+async def _authenticate(stream: ByteStream, username: bytes | None, password: bytes) -> None:
+    """Raises Refused."""
+    _check(await _converse(stream, [[b"AUTH", *([] if username is None else [username]), password]]), 1)
+
+
+def _without_secret(reply: bytes, password: bytes) -> str:
+    """A refusal for the log. An upstream that knows no AUTH (or calls it otherwise) repeats what it was given."""
+    told = reply[1:].partition(CRLF)[0].partition(b", with args")[0]
+    return (told.split(b" ")[0] if password in told else told).decode("latin-1")
 
 
 async def _shake_hands(stream: ByteStream, identity: Identity, name: bytes, *, ask: bool) -> Dialled:

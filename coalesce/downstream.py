@@ -7,12 +7,14 @@ and in the methods that the core calls (`coalesce.core.session.Peer`).
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
+import os
 import socket
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -22,7 +24,7 @@ from coalesce.greeting import Greetings
 from coalesce.poller import END_OF_INPUT, ERROR, HANG_UP, READABLE, WRITABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from coalesce.config import Address
     from coalesce.core.exchange import Exchange
@@ -418,13 +420,27 @@ class Listener:
         self.failed.set()
 
 
-def open_listener(address: Address) -> tuple[socket.socket, Address]:
-    """A listening socket, and the address that it really has (port 0 picks one). Raises OSError."""
+def is_loopback(address: TcpAddress) -> bool:
+    """Whether only this host can reach it, whichever of its addresses is taken. (A name that has none is, too.)"""
+    try:
+        found = _resolve(address)
+    except OSError:
+        return True  # nobody will listen there
+    return all(ipaddress.ip_address(where[0]).is_loopback for *_, where in found)
+
+
+def _resolve(address: TcpAddress) -> Sequence[tuple[int, int, int, str, Any]]:
+    return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+
+
+def open_listener(address: Address, socket_mode: int | None = None) -> tuple[socket.socket, Address]:
+    """A listening socket, and the address that it really has (port 0 picks one). Raises OSError.
+
+    `socket_mode` is that of the file of a unix socket.
+    """
     if isinstance(address, UnixAddress):
-        return _open_unix_listener(address)
-    family, kind, protocol, _, where = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+        return _open_unix_listener(address, socket_mode)
+    family, kind, protocol, _, where = _resolve(address)[0]
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -437,22 +453,34 @@ def open_listener(address: Address) -> tuple[socket.socket, Address]:
     return sock, TcpAddress(address.host, sock.getsockname()[1])
 
 
-def _open_unix_listener(address: UnixAddress) -> tuple[socket.socket, Address]:
+def _open_unix_listener(address: UnixAddress, mode: int | None) -> tuple[socket.socket, Address]:
     sock = socket.socket(socket.AF_UNIX)
     try:
         try:
-            sock.bind(address.path)
+            _bind(sock, address.path, mode)
         except OSError as problem:
             if problem.errno != errno.EADDRINUSE or _somebody_listens(address.path):
                 raise
             Path(address.path).unlink()  # left behind by a run that was killed
-            sock.bind(address.path)
+            _bind(sock, address.path, mode)
         sock.listen(_BACKLOG)
     except OSError:
         sock.close()
         raise
     sock.setblocking(False)
     return sock, address
+
+
+def _bind(sock: socket.socket, path: str, mode: int | None) -> None:
+    """The file has the mode from its first moment: bind(2) takes it from the umask."""
+    if mode is None:
+        sock.bind(path)
+        return
+    before = os.umask(0o777 & ~mode)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(before)
 
 
 def _somebody_listens(path: str) -> bool:

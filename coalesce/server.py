@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from coalesce.config import TcpAddress
 from coalesce.core.errors import unavailable
 from coalesce.core.exchange import Exchange, Totals
 from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
-from coalesce.dial import DialError, Dialler, Refused
-from coalesce.downstream import Clients, close_listener, open_listener
+from coalesce.dial import DialError, Dialler, NotLetInError, Refused
+from coalesce.downstream import Clients, close_listener, is_loopback, open_listener
 from coalesce.liveness import watch
+from coalesce.passwords import ClientPasswords, PasswordFileError
 from coalesce.pin import Pin
 from coalesce.poller import Poller
 from coalesce.tls import CertificateError, listener_certificates
@@ -91,16 +93,17 @@ class Server:
         try:
             self._dialler = Dialler(config)
             certificates = listener_certificates(config)
-        except CertificateError as problem:
+            judge = None if config.client_password_file is None else ClientPasswords(config.client_password_file)
+        except (CertificateError, PasswordFileError) as problem:
             raise StartError(str(problem)) from None
         self._poller = Poller()
         self._nursery: trio.Nursery | None = None
         self._new_lanes: list[Lane] = []
         self._pins: set[Pin] = set()
         self._draining = False
-        base = Identity(upstream.username, upstream.password, upstream.database, 2)
+        base = Identity(None, None, upstream.database, 2)
         limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.max_leases, config.hold_below)
-        self._exchange = Exchange(base, self._open_lane, limits, secret)
+        self._exchange = Exchange(base, self._open_lane, limits, secret, judge)
         max_clients = allowed_clients(config.max_clients)
         self._keeper = Keeper(self._exchange, self._poller, self._dialler, config.upstream_wait)
         self._clients = Clients(
@@ -118,6 +121,7 @@ class Server:
 
         Has started, with the addresses listened on, when clients can connect.
         """
+        self._look_at_listeners()
         software = await self._look_at_upstream()
         listeners = self._listen()
         where = ", ".join(str(address) for _, address in listeners)
@@ -148,6 +152,26 @@ class Server:
         shared, leased = (self._exchange.totals(exclusive=exclusive) for exclusive in (False, True))
         return Summary(shared, leased, self._clients.accepted, self._clients.faults + self._exchange.faults, clean)
 
+    def _look_at_listeners(self) -> None:
+        """Redis's protected mode, translated: what clients do not have, strangers on the network do not get."""
+        config = self._config
+        upstream = config.upstream
+        if upstream.password is not None or config.upstream_password_file is not None:
+            what = "credentials"
+        elif config.upstream_cert is not None:
+            what = "a certificate"
+        else:
+            return
+        if config.unprotected or config.tls_client_ca is not None or config.client_password_file is not None:
+            return
+        for address in config.listen:
+            if isinstance(address, TcpAddress) and not is_loopback(address):
+                raise StartError(
+                    f"coalesce has {what} for the upstream, and whoever reaches {address} could use them: have clients "
+                    "authenticate (--client-password-file or --tls-client-ca), listen on loopback or a unix socket, "
+                    "or say --unprotected"
+                )
+
     async def _look_at_upstream(self) -> str:
         """Dials once before anything else: whoever starts coalesce wants to know at once when that can't work."""
         upstream = self._config.upstream
@@ -155,6 +179,8 @@ class Server:
             dialled = await self._dialler.try_once(self._exchange.base, CONNECTION_NAME)
         except Refused as refusal:
             raise StartError(f"upstream {upstream.address} refused: {refusal}") from None
+        except NotLetInError as problem:
+            raise StartError(f"upstream {upstream.address}: {problem}") from None
         except DialError as problem:
             raise StartError(f"can't reach upstream {upstream.address}: {problem}") from None
         dialled.sock.close()
@@ -165,7 +191,7 @@ class Server:
         listeners: list[tuple[socket.socket, Address]] = []
         for address in self._config.listen:
             try:
-                listeners.append(open_listener(address))
+                listeners.append(open_listener(address, self._config.socket_mode))
             except OSError as problem:
                 for sock, _ in listeners:
                     close_listener(sock)

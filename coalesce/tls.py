@@ -88,7 +88,7 @@ class Certificates:
         self._files = files
         self._look_every = look_every
         self._looked = monotonic()
-        self._seen = _signature(files)  # before reading them: what changes meanwhile is seen to have changed
+        self._seen = signature(files)  # before reading them: what changes meanwhile is seen to have changed
         self._context = make()
 
     def context(self) -> ssl.SSLContext:
@@ -96,9 +96,9 @@ class Certificates:
         now = monotonic()
         if now >= self._looked + self._look_every:
             self._looked = now
-            signature = _signature(self._files)
-            if signature != self._seen:
-                self._seen = signature
+            seen = signature(self._files)
+            if seen != self._seen:
+                self._seen = seen
                 self._load()
         return self._context
 
@@ -233,7 +233,7 @@ def _file_reason(problem: OSError) -> str:
     return problem.strerror or str(problem)
 
 
-def _signature(files: tuple[str, ...]) -> list[tuple[int, int, int, int] | None]:
+def signature(files: tuple[str, ...]) -> list[tuple[int, int, int, int] | None]:
     """What changes when a file does, be it written to, moved in, or a link that now leads elsewhere (Kubernetes)."""
     return [_stat(file) for file in files]
 

@@ -210,7 +210,7 @@ class Keeper:
                     )
             except Refused as refusal:
                 if not self._exchange.is_base(lane):
-                    log.debug("lane u%d: refused: %s", lane.number, refusal)
+                    log.debug("lane u%d: refused", lane.number)  # the reply may repeat the password
                     self._exchange.refuse(lane, refusal.reply)
                     self._exchange.flush(perf_counter())
                     return
@@ -254,14 +254,13 @@ class Keeper:
     async def _dial_again(self, identity: Identity) -> Dialled:
         """A connection for a session that has long been let in. Raises as `dial_patiently`.
 
-        Where `AUTH password` has been taken since, and the default user wants none any more, whoever connects is that
-        user.
+        Where `AUTH password` was taken then, and the default user wants none any more, that user is let in with any.
         """
         try:
             return await self._dialler.dial_patiently(identity, b"")
         except Refused as refusal:
             if identity.username is None and refusal.reply.startswith(_NO_PASSWORD_WANTED):
-                return await self._dialler.dial_patiently(identity._replace(password=None), b"")
+                return await self._dialler.dial_patiently(identity._replace(username=b"default"), b"")
             raise
 
     async def _back_off(self, lane: Lane, attempt: int, patience_ends: float, why: str) -> None:

@@ -37,6 +37,24 @@ NO_MAINT_NOTIFICATIONS = b"-ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try CL
 # The reply to WAIT and WAITAOF where the upstream's own would speak of another connection's writes: see wait.py.
 UNMARKED = b"-ERR coalesce: can't tell what has been replicated: the upstream refused SWAPDB 0 0\r\n"
 
+# What Redis says to those who have not authenticated.
+NO_AUTH = b"-NOAUTH Authentication required.\r\n"
+NO_AUTH_HELLO = (
+    b"-NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> "
+    b"<pass> option can be used to authenticate the client and select the RESP protocol version at the same time\r\n"
+)
+WRONG_PASSWORD = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
+AUTH_ARITY = b"-ERR wrong number of arguments for 'auth' command\r\n"
+SYNTAX = b"-ERR syntax error\r\n"
+NO_PROTOCOL = b"-NOPROTO unsupported protocol version\r\n"
+PROTOCOL_NO_INTEGER = b"-ERR Protocol version is not an integer or out of range\r\n"
+BAD_NAME = b"-ERR Client names cannot contain spaces, newlines or special characters.\r\n"
+
+
+def hello_option(option: bytes) -> bytes:
+    flat = option.partition(b"\0")[0].replace(b"\r", b" ").replace(b"\n", b" ")
+    return b"-ERR Syntax error in HELLO option '" + flat + b"'\r\n"
+
 
 def bulk(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
@@ -49,6 +67,11 @@ OURS = b"-ERR coalesce: "
 def no_lease(limit: int) -> bytes:
     """The reply to a request that needs a connection of its own when all of them are lent, and stay so."""
     return b"-ERR coalesce: all %d leases are taken (max-leases)\r\n" % limit
+
+
+def no_lane(limit: int) -> bytes:
+    """The reply to a client that would be one identity too many, and may not have a connection of its own either."""
+    return b"-ERR coalesce: %d users, databases and protocol versions are in use (max-lanes)\r\n" % limit
 
 
 def unavailable(reason: str) -> bytes:

@@ -16,8 +16,9 @@ import coalesce.core.errors as replies
 from coalesce.core import wait
 from coalesce.core.client_state import Rewritten, shared_form
 from coalesce.core.commands import BLOCKING, RIDES, TRANSACTIONAL, Need, need_of
+from coalesce.core.door import answer_locked, knock
 from coalesce.core.errors import ClientError, unavailable
-from coalesce.core.identity import move_of
+from coalesce.core.identity import Move, move_of
 from coalesce.core.lane import LARGE, UNSENT_LIMIT, Lane, LaneState, Limits
 from coalesce.core.lease import Lease, Leases, Witness
 from coalesce.core.resp import ARRAY_HEADERS, BULK_LIMIT, CRLF, LargeRequestError, RequestReader, pack, pack_tuple
@@ -66,7 +67,8 @@ class Exchange:
     """All sessions and lanes of one upstream.
 
     `open_lane` is called with each new lane and starts to connect it; `connected`, `replies`, `lose`, `fail`, `refuse`
-    and `lease_failed` tell what became of it. `secret` gives what no client can guess.
+    and `lease_failed` tell what became of it. `secret` gives what no client can guess. With a
+    `judge` of passwords, clients have to authenticate to coalesce: see door.py.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Exchange:
         open_lane: Callable[[Lane], None],
         limits: Limits = _DEFAULTS,
         secret: Callable[[], bytes] = lambda: b"secret",
+        judge: Callable[[bytes], bool] | None = None,
     ) -> None:
         self.base = base
         self.limits = limits
@@ -88,6 +91,7 @@ class Exchange:
         self.now = 0.0  # of the last flush
         self.bulk_limit = BULK_LIMIT  # of the upstream
         self._secret = secret
+        self._judge = judge
         self._open_lane = open_lane
         self._retired = {False: Totals(), True: Totals()}  # of lanes that are no more: shared ones, leases
         self._numbers = 0
@@ -140,7 +144,7 @@ class Exchange:
     def connect(self, peer: Peer) -> Session:
         """A new session, with the identity of a fresh connection."""
         lane = self.lane(self.base)
-        session = Session(self, lane, peer)
+        session = Session(self, lane, peer, locked=self._judge is not None)
         lane.sessions.add(session)
         return session
 
@@ -226,7 +230,8 @@ class Exchange:
             reader.feed(data)
             self._take_requests(session, reader, 1)
             # (On the lane for what is large a request stands by itself, and so could not be told from a transaction.)
-            if session.state is SessionState.FLOWING and session.lane.authenticated and not session.lane.large:
+            free = session.lane.authenticated and not session.lane.large and not session.locked
+            if session.state is SessionState.FLOWING and free:
                 rest = reader.take() if not reader.in_request else b""
                 reader.feed(rest[self._ride(session, rest.split(CRLF), rest) :])
         if session.state in _HOLDING and reader.held > HELD_LIMIT:
@@ -253,6 +258,10 @@ class Exchange:
     def _take_requests(self, session: Session, reader: RequestReader, most: int | None) -> None:
         taken = 0
         while session.state in {SessionState.FLOWING, SessionState.LEASED} and taken != most:
+            if session.locked:
+                if not self._take_locked(session, reader):
+                    return
+                continue
             try:
                 arguments = reader.next_request(session.lane.authenticated)
             except ClientError as problem:
@@ -267,6 +276,41 @@ class Exchange:
             taken += 1
             if session.lane.full or session.owed >= self.limits.client:
                 self._throttle(session)
+
+    def _take_locked(self, session: Session, reader: RequestReader) -> bool:
+        """Takes requests of a locked session, up to the one that changes its state. False when more bytes are needed.
+
+        What is said to them is said in one go: nobody could take a write for each of thousands in a chunk.
+        """
+        assert self._judge is not None
+        assert not session.owed
+        said: list[bytes] = []
+        answer: Move | bytes | None = None
+        while not isinstance(answer, Move):
+            try:
+                arguments = reader.next_request(authenticated=False)
+            except ClientError as problem:
+                self._end(session, b"".join(said) + problem.reply)
+                return False
+            except LargeRequestError:
+                reader.skip()
+                arguments = [b""]  # Redis takes it, and says no to it
+            if arguments is None:
+                break
+            is_quit = need_of(arguments) is Need.QUIT
+            answer = replies.OK if is_quit else answer_locked(session.lane.identity, arguments, self._judge)
+            if isinstance(answer, bytes):
+                said.append(answer)
+            if is_quit or answer is None:
+                self._end(session, b"".join(said))
+                return False
+        if said:
+            session.peer.write(b"".join(said))
+        if not isinstance(answer, Move) or session.state is not SessionState.FLOWING:
+            return False
+        session.become(SessionState.SETTLING)
+        self._set_out(session, answer)
+        return True
 
     def _dispatch(self, session: Session, arguments: list[bytes]) -> None:
         need = need_of(arguments)
@@ -496,7 +540,7 @@ class Exchange:
                 self._dispatch(session, arguments)
             elif arguments is not None:
                 self._settle(session, arguments)
-        elif need is Need.RESET and len(arguments or ()) == 1 and session.lane.authenticated:
+        elif need is Need.RESET and len(arguments or ()) == 1 and self._may_reset(session):
             self._reset(session)
         elif lease is not None and need is Need.WAIT and lease.stream is None and not lease.in_transaction:
             session.become(SessionState.LEASED)
@@ -511,10 +555,15 @@ class Exchange:
         else:
             self._move(session, arguments or [], need)
 
+    def _may_reset(self, session: Session) -> bool:
+        """(To those whom it has not let in, the upstream says itself what RESET does.)"""
+        return session.lane.authenticated or self._judge is not None
+
     def _reset(self, session: Session) -> None:
         if session.lease is not None:
             self._leave_lease(session)
         session.name = b""
+        session.locked = self._judge is not None
         self._ride_on(session, self.lane(self.base))
         session.become(SessionState.FLOWING)
         session.peer.write(replies.RESET)  # last, as the client may turn out to have left
@@ -522,13 +571,41 @@ class Exchange:
     def _move(self, session: Session, arguments: list[bytes], need: Need) -> None:
         move = None
         if need is Need.IDENTITY:
+            if self._judge is not None and arguments[0].upper() != b"SELECT":
+                answer = knock(session.lane.identity, False, arguments, self._judge)
+                if isinstance(answer, bytes):
+                    session.become(SessionState.FLOWING)
+                    session.peer.write(answer)
+                    return
+                if answer is not None:
+                    self._set_out(session, answer)
+                    return
             move = move_of(session.lane.identity, session.lane.authenticated, arguments)
-        if move is not None and move.identity not in self.lanes and len(self.lanes) >= self.limits.lanes:
-            move = None  # the upstream has other clients too
-        if move is None:
+        if move is None or self._is_one_too_many(move.identity):
             self._borrow(session, arguments)
+        else:
+            self._set_out(session, move)
+
+    def _is_one_too_many(self, identity: Identity) -> bool:
+        """The upstream has other clients too."""
+        return identity not in self.lanes and len(self.lanes) >= self.limits.lanes
+
+    def _set_out(self, session: Session, move: Move) -> None:
+        """A session to which nothing is owed moves, if the upstream says yes."""
+        if self._is_one_too_many(move.identity):
+            # Through the door nobody gets a connection of his own: until the upstream has said yes, it would be ours.
+            session.become(SessionState.FLOWING)
+            session.peer.write(replies.no_lane(self.limits.lanes))
+            if not session.locked:
+                self.depart(session)  # what is behind it would run as somebody else
             return
         lane = self.lane(move.identity)
+        if not move.request:
+            session.locked = False
+            self._ride_on(session, lane)
+            session.become(SessionState.FLOWING)
+            session.peer.write(replies.OK)  # last, as the client may turn out to have left
+            return
         session.become(SessionState.MOVING)
         caller = Moving(self, session, lane, move.name)
         if move.authenticates:
@@ -550,6 +627,7 @@ class Exchange:
         if session.state is not SessionState.MOVING:
             return  # it left in the meantime
         if lane is not None:
+            session.locked = False
             self._ride_on(session, lane)
         session.become(SessionState.FLOWING)
         self.advance(session)

@@ -23,7 +23,7 @@ class Identity(NamedTuple):
     """What a connection runs as. Two sessions share a lane if and only if these are equal (promise 4)."""
 
     username: bytes | None  # None with a password: the old form, `AUTH password`
-    password: bytes | None  # None: never authenticated
+    password: bytes | None  # None: has not authenticated; such a connection runs as coalesce itself does
     database: int
     protocol: int  # 2 or 3
 
@@ -39,6 +39,9 @@ class Move(NamedTuple):
     name: bytes | None  # what it would be called, if that is asked for too
     request: bytes  # in the form that is right for a shared connection
     authenticates: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Move to {self.identity!r}>"  # the request may have a password
 
 
 def move_of(identity: Identity, authenticated: bool, arguments: list[bytes]) -> Move | None:  # noqa: PLR0911 (a form a case)

@@ -138,6 +138,11 @@ class RequestReader:
         self._position = 0
         return data
 
+    def skip(self) -> None:
+        """Goes on behind the inline request that LargeRequestError was raised for."""
+        del self._buffer[: self._position]
+        self._position = 0
+
     def next_request(self, authenticated: bool) -> list[bytes] | None:
         """The arguments of the next request, at least one; None when more bytes are needed.
 

@@ -89,16 +89,17 @@ class Session:
     """One client's conversation. Whoever connects it owns it; lanes only refer to it."""
 
     __slots__ = ("_exchange", "ended", "flowing", "lane", "large", "last_words", "lease",
-                 "name", "owed", "peer", "reader", "small", "state", "throttled",
+                 "locked", "name", "owed", "peer", "reader", "small", "state", "throttled",
                  "waiting", "write")  # fmt: skip
 
-    def __init__(self, exchange: Exchange, lane: Lane, peer: Peer) -> None:
+    def __init__(self, exchange: Exchange, lane: Lane, peer: Peer, *, locked: bool = False) -> None:
         self._exchange = exchange
         self.lane = lane
         self.peer = peer
         self.state = SessionState.FLOWING
         self.owed = 0  # replies
         self.write = peer.write
+        self.locked = locked  # has to authenticate to coalesce first: see door.py
         self.flowing = True  # a chunk may take the short way: see `rewire`
         self.ended = False  # the client sends no more
         self.throttled = False  # too much is owed, to this session or on its lane: not read for the while
@@ -112,7 +113,8 @@ class Session:
         self.rewire()
 
     def __repr__(self) -> str:
-        return f"<Session {self.state.name.lower()} u{self.lane.number} owed={self.owed}>"
+        locked = " locked" if self.locked else ""
+        return f"<Session {self.state.name.lower()}{locked} u{self.lane.number} owed={self.owed}>"
 
     def become(self, state: SessionState) -> None:
         """The one place where the state changes. Reading and `write` follow it."""
@@ -144,7 +146,7 @@ class Session:
         """Makes `write`, `flowing` and the client's reading follow from the state."""
         read = self.reading and not self.throttled
         usual = self.state is SessionState.FLOWING and not self.large and not self.lane.large
-        self.flowing = usual and self.reader is None and self.lane.authenticated
+        self.flowing = usual and self.reader is None and self.lane.authenticated and not self.locked
         if self.state is SessionState.GONE:
             self.write = self._exchange.swallow
             return

@@ -8,7 +8,7 @@ from coalesce.core.errors import UpstreamError
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.core.lane import Lane, LaneState, Limits
-from tests.transcripts.notation import identity
+from tests.transcripts.notation import DOOR, identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from tests.transcripts.notation import Step, Transcript
 
 Cut = "Callable[[bytes], Iterable[bytes]]"
+
+
+def judge(password: bytes) -> bool:
+    """Of the doors of transcripts."""
+    return password == DOOR
 
 
 class CoreClient:
@@ -93,7 +98,9 @@ class CorePlayer:
             leases=options.get("max_leases", 10),
             hold_below=0,
         )
-        self._exchange = Exchange(Identity(None, None, 0, 2), self._lanes.append, limits)
+        self._exchange = Exchange(
+            Identity(None, None, 0, 2), self._lanes.append, limits, judge=judge if options.get("locked") else None
+        )
         self._connect("u0", authenticated=not options.get("unauthenticated"))
 
     def play(self) -> None:

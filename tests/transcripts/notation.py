@@ -6,6 +6,9 @@ import ast
 import re
 from typing import NamedTuple
 
+# What clients authenticate with to coalesce, with `options locked=1`.
+DOOR = b"sesame"
+
 _BULKS = "$=!"
 _AGGREGATES = {"*": 1, "~": 1, ">": 1, "%": 2}
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import struct
+import tempfile
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hiredis
@@ -12,7 +14,7 @@ import trio
 
 from coalesce.config import Config, TcpAddress, Upstream
 from coalesce.server import Server
-from tests.transcripts.notation import identity
+from tests.transcripts.notation import DOOR, identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -111,11 +113,19 @@ class SocketPlayer:
         self._address = TcpAddress("127.0.0.1", 0)
 
     async def play(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="coal-") as directory:
+            await self._play_all(Path(directory))
+
+    async def _play_all(self, directory: Path) -> None:
         options = dict(self._transcript.options)
         listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
         self._upstream = Upstream_(listener)
         self._upstream.unauthenticated = bool(options.pop("unauthenticated", 0))
         options.pop("whole", None)
+        if options.pop("locked", 0):
+            passwords = directory / "passwords"
+            passwords.write_bytes(b"other\n%b\n" % DOOR)
+            options["client_password_file"] = str(passwords)  # type: ignore[assignment]
         config = Config(
             Upstream(TcpAddress("127.0.0.1", self._upstream.port)),
             listen=(self._address,),
