@@ -81,6 +81,7 @@ class Dialler:
         self._password_file = config.upstream_password_file
         self._timeout = config.connect_timeout
         self._patience = config.upstream_wait
+        self._guarded = config.client_password_file is not None
         self._silence = config.upstream_silence
         self._interval = 1 / config.max_dials
         self._next = 0.0  # when the next dial would have its turn, if none might come early
@@ -153,7 +154,7 @@ class Dialler:
             self._spares.pop(0)[0].close()
 
     def close(self) -> None:
-        """Closes all spare connections."""
+        """Closes all spare connections: also when they may lead to an upstream that is no longer the right one."""
         for stream, _ in self._spares:
             stream.close()
         self._spares.clear()
@@ -206,6 +207,7 @@ class Dialler:
                     kept = self._keep(stream)
                     raise
             elif own is not None:
+                await self._look_for_an_open_door(stream)
                 try:
                     await _authenticate(stream, self._username, own)
                 except Refused as refusal:
@@ -216,6 +218,16 @@ class Dialler:
             if not kept:
                 stream.close()
             raise
+
+    async def _look_for_an_open_door(self, stream: ByteStream) -> None:
+        """Where clients have to authenticate to coalesce, the upstream must not let everybody in.
+
+        A pinned client's AUTH and RESET are the upstream's affair, and would make it the upstream's user `default`.
+        """
+        if self._guarded and self._username not in {None, b"default"}:
+            (said,) = await _converse(stream, [[b"PING"]])
+            if not said.startswith(b"-NOAUTH"):
+                raise NotLetInError("the upstream's user default needs no password: clients could become it")
 
     def _keep(self, stream: ByteStream) -> bool:
         """Whether the connection is kept for another dial."""

@@ -7,6 +7,7 @@ connection in between needs no task: `Connection.on_ready` is called by the poll
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,9 @@ _PIECE = 256 * 1024
 _LIVED = 1.0
 # Seconds without a session after which a lane is closed. Short jobs of one identity follow each other within it.
 _IDLE = 60.0
-# Seconds between two looks for another upstream while this one turns requests away, doubled each time in vain.
+# Seconds that requests wait for a look elsewhere: for a new connection in the same region, with TLS.
+_HELD_AT_MOST = 0.25
+# Seconds between two looks for another upstream while this one turns requests away, doubled each time.
 _FIRST_LOOK = 1.0
 _LAST_LOOK = 30.0
 # To AUTH with a password alone, since 6.0.
@@ -133,7 +136,7 @@ class Connection:
     def go_on(self) -> None:
         """Takes `hold` back."""
         self._held = False
-        if self._rest is None:
+        if self._rest is None and not self.lost.is_set():
             self._lane.send = self.send
 
     async def emptied(self) -> None:
@@ -300,7 +303,7 @@ class Keeper:
                     continue  # a lease that was turned away is not lent again
                 if looks.may_look():
                     following = await self._look_elsewhere(connection, lane)
-                    looks.looked(in_vain=following is None)
+                    looks.looked()
                     if connection.lost.is_set():
                         connection.report()
                         return following
@@ -324,12 +327,14 @@ class Keeper:
         None when nobody else is there: the upstream is a replica for good, or the failover is not through. Requests
         wait meanwhile, so that the next one reaches the new primary.
         """
+        self._dialler.close()  # its spare connections lead to where this one does
+        dialled: Dialled | None = None
         connection.hold()
-        try:
-            with self._poller.others_in_a_hurry():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._let_go, connection)
+            with suppress(Refused, DialError), self._poller.others_in_a_hurry():
                 dialled = await self._dialler.dial(lane.identity, CONNECTION_NAME)
-        except (Refused, DialError):
-            dialled = None
+            nursery.cancel_scope.cancel()
         if dialled is not None and dialled.replica:
             dialled.sock.close()
             dialled = None
@@ -338,6 +343,7 @@ class Keeper:
                 connection.go_on()
                 self._exchange.flush(perf_counter())
             return None
+        connection.hold()
         try:
             with self._poller.others_in_a_hurry():
                 await connection.emptied()
@@ -349,6 +355,12 @@ class Keeper:
             connection.end()
         return dialled
 
+    async def _let_go(self, connection: Connection) -> None:
+        """Who rides a lane waits for a look elsewhere, but not for one that takes long."""
+        await trio.sleep(_HELD_AT_MOST)
+        connection.go_on()
+        self._exchange.flush(perf_counter())
+
 
 class _Looks:
     """How often it is looked whether another upstream is there: some replicas are meant to be written to in vain."""
@@ -358,8 +370,11 @@ class _Looks:
         self._pause = _FIRST_LOOK
 
     def may_look(self) -> bool:
-        return trio.current_time() >= self._next
+        now = trio.current_time()
+        if now > self._next + _LAST_LOOK:
+            self._pause = _FIRST_LOOK
+        return now >= self._next
 
-    def looked(self, *, in_vain: bool) -> None:
+    def looked(self) -> None:
         self._next = trio.current_time() + self._pause
-        self._pause = min(2 * self._pause, _LAST_LOOK) if in_vain else _FIRST_LOOK
+        self._pause = min(2 * self._pause, _LAST_LOOK)

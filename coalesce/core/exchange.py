@@ -414,7 +414,9 @@ class Exchange:
         """A session to which nothing is owed changes to the lane that is for what it moves, where that is connected."""
         identity = session.lane.identity
         lane = self.large_lane(identity) if session.large else self.lane(identity)
-        if lane is not session.lane and (lane.state is LaneState.READY or not lane.large):
+        if lane.large and lane.state is not LaneState.READY:
+            lane = self.lane(identity)
+        if lane is not session.lane:
             self._ride_on(session, lane)
         session.rewire()
 
@@ -816,6 +818,10 @@ class Exchange:
         """A lane could not be connected for as long as requests may wait."""
         lane.fail(why)
         self._answer_unsent(lane, unavailable(why))
+        if lane.large:
+            for session in list(lane.sessions):
+                if session.state is SessionState.FLOWING and not session.owed:
+                    self._change_lane(session)
 
     def refuse(self, lane: Lane, reply: bytes) -> None:
         """The upstream refused a lane's identity, with this reply: it goes to whoever asked to move there.

@@ -377,6 +377,29 @@ def test_secrets_are_not_in_representations():
     assert not [thing for thing in things if SECRET in repr(thing)]
 
 
+def test_nobody_becomes_the_upstreams_default_user(guarded, directory):
+    """A pinned client's AUTH and RESET are the upstream's affair: so its default user may not be open to all."""
+    doors = written(directory / "doors", DOOR)
+    url = f"redis://proxy:{SECRET}@{guarded.url}"
+    with (
+        running_coalesce(url, "--client-password-file", doors) as coalesce,
+        coalesce.connect() as client,
+        coalesce.connect() as other,
+    ):
+        for each in (client, other):
+            assert each.ask("AUTH", DOOR) == OK
+            assert each.ask("CLIENT", "ID").startswith(b":")  # pinned
+        assert client.ask("AUTH", "default", DOOR) == WRONG_PASSWORD
+        assert client.ask("ACL", "WHOAMI") == bulk("proxy")
+        assert other.ask("RESET") == b"+RESET\r\n"
+        assert other.ask("ACL", "WHOAMI") == NO_AUTH
+    with control(guarded) as steering:
+        assert steering.ask("ACL", "SETUSER", "default", "on", "nopass") == OK
+    code, stderr = run_to_exit("--upstream", url, "--client-password-file", doors, "--listen", "127.0.0.1:0")
+    assert code == 1
+    assert "user default needs no password: clients could become it" in stderr
+
+
 @pytest.mark.parametrize("by", ["environment", "file"])
 def test_secrets_are_not_in_the_log_nor_in_the_list_of_processes(guarded, directory, by):
     file = written(directory / "secret", SECRET)
@@ -400,7 +423,10 @@ def test_secrets_are_not_in_the_log_nor_in_the_list_of_processes(guarded, direct
             replies += client.ask("PING")
             with coalesce.connect() as late:
                 replies += late.ask("AUTH", "ada", "made-up-by-ada")
-        guarded.start()  # knows nobody but the default user: refuses
+        guarded.start()  # knows nobody but the default user, who needs no password
+        eventually(lambda: "clients could become it" in coalesce.stderr)
+        with guarded.connect() as steering:
+            assert steering.ask("ACL", "SETUSER", "default", "off") == OK
         eventually(lambda: "refuses coalesce's credentials" in coalesce.stderr)
     finally:
         coalesce.end()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -68,6 +70,35 @@ def test_the_next_command_reaches_the_new_primary(name, coalesce):
         assert other.ask("SET", "k", "after") == OK
         with name.replica.connect() as control:
             assert control.ask("GET", "k") == bulk("after")
+
+
+def test_spare_connections_lead_to_the_old_primary_and_are_not_used(name, coalesce):
+    """A refused AUTH leaves one for the next dial."""
+    with name.primary.connect() as old, name.replica.connect() as new:
+        for control in (old, new):
+            assert control.ask("ACL", "SETUSER", "ada", "on", ">pw", "~*", "+@all") == OK
+    with coalesce.connect() as client, coalesce.connect() as stranger:
+        assert client.ask("AUTH", "ada", "pw") == client.ask("SET", "k", "before") == OK
+        for number in range(3):
+            assert stranger.ask("AUTH", "ada", f"wrong{number}").startswith(b"-WRONGPASS")
+        name.fail_over()
+        assert client.ask("SET", "k", "after").startswith(b"-READONLY")
+        assert client.ask("SET", "k", "after") == OK
+
+
+def test_a_look_elsewhere_that_takes_long_holds_up_nobody(name, coalesce):
+    """The name leads to somebody who accepts and says nothing, and the upstream is well."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as mute,
+        coalesce.connect() as client,
+        coalesce.connect() as neighbour,
+    ):
+        assert client.ask("PING") == neighbour.ask("PING") == b"+PONG\r\n"
+        name.relay.target = mute.getsockname()
+        assert client.ask("EVAL", "return redis.error_reply('READONLY so it says')", 0).startswith(b"-READONLY")
+        begun = time.monotonic()
+        assert neighbour.ask("PING") == b"+PONG\r\n"
+        assert time.monotonic() - begun < 2.5  # --connect-timeout is 5
 
 
 def test_a_connection_that_was_lent_is_not_lent_again(name, coalesce):
