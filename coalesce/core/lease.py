@@ -121,7 +121,7 @@ class Witness:
 
 
 class _Naming:
-    """A place in the FIFO of a lease that is about to be lent, for our own CLIENT SETNAME."""
+    """A place in the FIFO of a lease that is about to be lent, for our own HELLO .. SETNAME."""
 
     __slots__ = ("_lease", "_leases", "owed")
 
@@ -131,7 +131,7 @@ class _Naming:
         self.owed = 0
 
     def write(self, data: bytes) -> None:
-        """Whether it was refused (ACL, -BUSY) or not, it can be lent."""
+        """Whether it was refused (by an upstream that is busy, say) or not, it can be lent."""
         if data.startswith(b"-"):
             self._lease.name = None
         self._leases.named(self._lease)
@@ -199,7 +199,10 @@ class Leases:
             return
         if lease.name != session.name:
             lease.name = session.name
-            self._exchange.enqueue(lease.lane, pack([b"CLIENT", b"SETNAME", session.name]), _Naming(self, lease))
+            # By HELLO, which no user can be forbidden, CLIENT SETNAME can; it changes nothing else.
+            protocol = b"%d" % lease.lane.identity.protocol
+            request = pack([b"HELLO", protocol, b"SETNAME", session.name])
+            self._exchange.enqueue(lease.lane, request, _Naming(self, lease))
         else:
             self.named(lease)
 

@@ -226,7 +226,8 @@ class Upstream:
         assert self.state.identity == self.lane.identity, f"{request} runs as {self.state.identity}"
         if session is None:
             assert self.user is not None
-            ours = [[b"CLIENT", b"SETNAME", self.user.name], OUR_PING, [b"SWAPDB", b"0", b"0"], [b"PING"]]
+            named = [b"HELLO", b"%d" % self.lane.identity.protocol, b"SETNAME", self.user.name]
+            ours = [named, OUR_PING, [b"SWAPDB", b"0", b"0"], [b"PING"]]
             assert self.lane.exclusive
             assert request in ours
         else:

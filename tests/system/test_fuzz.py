@@ -49,6 +49,16 @@ ONCE_DIFFERENT: dict[str, tuple[list[Step], bool]] = {
         ],
         False,
     ),
+    # The user of before may not CLIENT SETNAME, which a connection that is lent was named by.
+    "a name from before": (
+        [
+            Step(0, ((b"HELLO", b"3", b"SETNAME", b"n2"),)),
+            Step(0, ((b"AUTH", b"bob", b"bob-pw"),)),
+            Step(0, ((b"MULTI",),)),
+            Step(0, ((b"auth", b"default", b"x"), (b"EXEC",), (b"Client", b"GETNAME"))),
+        ],
+        False,
+    ),
     # It ended the program: the last element is no count.
     "data that look like a confirmation": (
         [

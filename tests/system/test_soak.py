@@ -33,19 +33,19 @@ def test_what_is_held_is_given_back(executable: Executable) -> None:
 
 def test_a_client_that_stays_is_seen(executable: Executable) -> None:
     with running_server(executable) as upstream, running_coalesce(upstream.url) as coalesce:
-        with coalesce.connect() as wire:
-            assert wire.ask("PING") == b"+PONG\r\n"
-        before = eventually(lambda: _quiet(lambda: look(coalesce, upstream, 0.0, 0)))
+        with coalesce.connect() as one, coalesce.connect() as other:
+            assert one.ask("PING") == other.ask("PING") == b"+PONG\r\n"
+            both = look(coalesce, upstream, 0.0, 0)
+        before = eventually(lambda: _undercut(both, look(coalesce, upstream, 0.0, 0)))
         with coalesce.connect() as wire:
             assert wire.ask("PING") == b"+PONG\r\n"
             assert not same_again(before, look(coalesce, upstream, 0.0, 0))
         eventually(lambda: same_again(before, look(coalesce, upstream, 0.0, 0)))
 
 
-def _quiet(look_again: Callable[[], Sample]) -> Sample | None:
-    """A sample that the next one does not undercut."""
-    sample = look_again()
-    return sample if look_again().own >= sample.own else None
+def _undercut(both: Sample, now: Sample) -> Sample | None:
+    """The sample without two clients."""
+    return now if now.own == both.own - 2 else None
 
 
 def samples(*, private_by_minute: Callable[[int], float]) -> list[Sample]:
