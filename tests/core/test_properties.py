@@ -481,6 +481,8 @@ class Client:
                 self.state, request, in_the_core=self.pinned_to is None, closed=self.closed
             )
         for reply, state in possible:
+            if state.over and len(self.got) > len(reply):
+                continue  # it would be the last
             if self.got.startswith(reply) and (reply or self._is_muted()):
                 self.got = self.got[len(reply) :]
                 self.state = state
@@ -564,16 +566,21 @@ class World:
         """What the proxy says in the upstream's stead, or takes from another connection's handshake."""
         name = request[0].upper()
         # What is behind it must not run without it, unless it rides, and is refused along with it.
-        after = state._replace(over=closed and name in MOVING | {b"MULTI", b"WATCH", b"ASKING", b"*"})
+        # (Or it was closed by something else later on: see `_take_reply`.)
+        ends = closed and name in MOVING | {b"MULTI", b"WATCH", b"ASKING", b"*"}
         possible = []
         if self.expired and name in BORROWING | MOVING:
-            possible.append((no_lease(LIMITS.leases), after))
+            possible.append((no_lease(LIMITS.leases), state))
         for identity in {state.identity, _wanted(state, request)}:
             if identity in self.failed:
-                possible.append((outage(identity), after))
+                possible.append((outage(identity), state))
             if identity in self.refused:
-                possible += [(WRONG_PASSWORD, after), (NO_SUCH_DATABASE, after)]
-        return possible
+                possible += [(WRONG_PASSWORD, state), (NO_SUCH_DATABASE, state)]
+        return [
+            (reply, after._replace(over=over))
+            for reply, after in possible
+            for over in sorted({ends, False}, reverse=True)
+        ]
 
 
 def _wanted(state: State, request: list[bytes]) -> Identity:

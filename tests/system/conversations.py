@@ -177,7 +177,7 @@ STATE = with_both_protocols(
                               words("SELECT 99999999999999999999"), words("SET k v"), words("SELECT 0"),
                               words("GET k")],
         "a failed select changes nothing": each("SELECT 3", "SET k three", "SELECT 99", "GET k", "SELECT abc", "GET k"),
-        "swapdb and move": each("SET k v", "MOVE k 1", "GET k", "SWAPDB 0 1", "GET k", "SWAPDB 0 1", "FLUSHDB"),
+        "swapdb and move": each("SET k v", "MOVE k 1", "GET k", "SWAPDB 0 1", "GET k", "SWAPDB 0 1", "FLUSHDB ASYNC"),
         "names": each("CLIENT GETNAME", "CLIENT SETNAME mine", "CLIENT GETNAME", "CLIENT SETNAME other",
                       "client getname"),
         "names, odd forms": [pack("CLIENT", "SETNAME", "two words"), pack("CLIENT", "SETNAME", "line\nend"),
