@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,16 @@ class _Parsed(click.ParamType[object]):
             self.fail(str(problem), param, ctx)
 
 
+class _Number(click.FloatRange):
+    """Infinity is one: no limit. NaN is not, though no comparison with a bound says so."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
+
+
 def _upstream(text: str) -> Upstream | str:
     return EMBEDDED if text == EMBEDDED else parse_upstream(text)
 
@@ -96,15 +107,15 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
 @_option("--max-leases", click.IntRange(min=1), "Connections lent to one client each, at a time.")
 @_option("--max-lanes", click.IntRange(min=1), "Shared upstream connections, one for each identity.")
 @_option("--outbox-limit", click.IntRange(min=1), "Bytes of replies kept for a client that does not read.")
-@_option("--upstream-wait", click.FloatRange(min=0), "Seconds that requests wait for a lost upstream.")
+@_option("--upstream-wait", _Number(min=0), "Seconds that requests wait for a lost upstream.")
 @_option(
     "--connect-timeout",
-    click.FloatRange(min=0, min_open=True),
+    _Number(min=0, min_open=True),
     "Seconds for an attempt to connect, and for a TLS handshake.",
 )
-@_option("--upstream-silence", click.FloatRange(min=0.1), "Seconds until an upstream whose host is silent is given up.")
-@_option("--max-dials", click.FloatRange(min=0, min_open=True), "Attempts to connect in a second.")
-@_option("--drain-timeout", click.FloatRange(min=0), "Seconds to finish what is owed after SIGTERM or SIGINT.")
+@_option("--upstream-silence", _Number(min=0.1), "Seconds until an upstream whose host is silent is given up.")
+@_option("--max-dials", _Number(min=0, min_open=True), "Attempts to connect in a second.")
+@_option("--drain-timeout", _Number(min=0), "Seconds to finish what is owed after SIGTERM or SIGINT.")
 @_option("--upstream-ca", _FILE, "Authorities that the upstream's certificate is verified by.  [default: the system's]")
 @_option("--upstream-cert", _FILE, "Certificate to show to the upstream.")
 @_option("--upstream-key", _FILE, "Its key.")
@@ -145,11 +156,23 @@ async def _run(upstream: Upstream | str, settings: dict[str, object]) -> Summary
         return await Server(Config(Upstream(address), **settings)).serve()  # type: ignore[arg-type]
 
 
+def _environment_variable(problem: click.BadParameter) -> str | None:
+    """The variable that the wrong value came from, if it was not a flag."""
+    ctx, param = problem.ctx, problem.param
+    if ctx is None or param is None or param.name is None:
+        return None
+    if ctx.get_parameter_source(param.name) is not click.core.ParameterSource.ENVIRONMENT:
+        return None
+    return f"{ctx.auto_envvar_prefix}_{param.name.upper()}"
+
+
 def main() -> None:
     """The console script. What is wrong with the command line is said in one line, like everything that goes wrong."""
     try:
         command.main(standalone_mode=False)
     except click.ClickException as problem:
+        if isinstance(problem, click.BadParameter):
+            problem.param_hint = _environment_variable(problem) or problem.param_hint
         click.echo(f"coalesce: {problem.format_message()} (see coalesce --help)", err=True)
         sys.exit(problem.exit_code)
 

@@ -386,6 +386,7 @@ def test_a_wrong_password_in_the_url_is_one_line_and_exit_code_1(upstream):
         ["--upstream", "127.0.0.1:1", "--max-clients", "-1"],
         ["--upstream", "127.0.0.1:1", "--lane-limit", "0"],
         ["--upstream", "127.0.0.1:1", "--drain-timeout", "-1"],
+        ["--upstream", "127.0.0.1:1", "--drain-timeout", "nan"],
         ["--upstream", "127.0.0.1:1", "--listen", "nowhere"],
         ["--upstream", "127.0.0.1:1", "--listen", "127.0.0.1:99999"],
         ["--upstream", "127.0.0.1:port"],
@@ -413,7 +414,7 @@ def test_flags_from_the_environment(upstream):
     one_line(stderr)
     code, stderr = run_to_exit("--upstream", upstream.url, COALESCE_MAX_CLIENTS="many")
     assert code == 2
-    one_line(stderr)
+    assert "COALESCE_MAX_CLIENTS" in one_line(stderr)
 
 
 # The embedded upstream
