@@ -56,3 +56,30 @@ class RecordingLink:
 
     def fail(self, fault: Exception) -> None:
         raise fault
+
+
+class Caller:
+    """Stands in the FIFO, and keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.owed = 0
+        self.got = b""
+        self.was_lost = False
+
+    def write(self, data: bytes) -> None:
+        self.got += data
+
+    write_more = write
+
+    def lost(self) -> None:
+        self.was_lost = True
+
+
+class Taking:
+    """An upstream that takes everything."""
+
+    def send(self, batch: bytes) -> None:
+        """Its replies are the test's."""
+
+    def hang_up(self) -> None:
+        raise AssertionError("a lane closes no connection by itself")

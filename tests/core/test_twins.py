@@ -17,7 +17,7 @@ from coalesce.core.lane import Lane, Limits
 from coalesce.core.session import SessionState
 
 from . import twins
-from .fakes import RecordingPeer
+from .fakes import Caller, RecordingPeer, Taking
 
 BASE = Identity(None, None, 0, 2)
 NO_LIMITS = Limits(lane=10**9, client=10**9)
@@ -407,33 +407,6 @@ def test_any_other_borrows(block: list[list[bytes]]) -> None:
 
 
 # --- Lane.receive ---
-
-
-class Caller:
-    """Stands in the FIFO, and keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.owed = 0
-        self.got = b""
-        self.was_lost = False
-
-    def write(self, data: bytes) -> None:
-        self.got += data
-
-    write_more = write
-
-    def lost(self) -> None:
-        self.was_lost = True
-
-
-class Taking:
-    """An upstream that takes everything."""
-
-    def send(self, batch: bytes) -> None:
-        """Its replies are the test's."""
-
-    def hang_up(self) -> None:
-        raise AssertionError("a lane closes no connection by itself")
 
 
 def lane_owing(fifo: list[str]) -> tuple[Lane, dict[str, Caller]]:

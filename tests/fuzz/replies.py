@@ -10,6 +10,7 @@ import sys
 from coalesce.core.errors import UpstreamError
 from coalesce.core.lane import STREAM_FROM, Lane, Limits
 from tests.core import twins
+from tests.core.fakes import Caller, Taking
 from tests.core.model import BASE
 
 from .script import LONGEST, expanded, steps_of
@@ -18,33 +19,6 @@ NO_LIMITS = Limits(lane=10**9, client=10**9)
 # The twin recurses into each level of an aggregate, and in LONGEST bytes there is room for very many.
 DEEP = 4 * LONGEST
 MOST_FED = 50_000  # bytes: the twin begins anew with each chunk
-
-
-class Caller:
-    """Stands in the FIFO, and keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.owed = 0
-        self.got = b""
-        self.was_lost = False
-
-    def write(self, data: bytes) -> None:
-        self.got += data
-
-    write_more = write
-
-    def lost(self) -> None:
-        self.was_lost = True
-
-
-class Taking:
-    """An upstream that takes everything."""
-
-    def send(self, batch: bytes) -> None:
-        """Its replies are the fuzzer's."""
-
-    def hang_up(self) -> None:
-        raise AssertionError("a lane closes no connection by itself")
 
 
 def play(script: bytes) -> None:
