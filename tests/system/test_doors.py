@@ -24,12 +24,12 @@ from .processes import (
     coalesce_command,
     environment,
     eventually,
-    executables,
     run_to_exit,
     running_coalesce,
     running_server,
     short_directory,
 )
+from .versions import NEWEST, OLDEST, OLDEST_AND_NEWEST
 from .wire import Wire, bulk, pack, split_replies
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from .processes import Executable
 
-OLDEST, *_, NEWEST = sorted((found for found in executables() if "valkey" not in found.name), key=lambda it: it.version)
 OK = b"+OK\r\n"
 PONG = b"+PONG\r\n"
 NO_AUTH = b"-NOAUTH Authentication required.\r\n"
@@ -47,7 +46,7 @@ DOOR = "sesame-for-clients"
 REFUSES = "the upstream refuses coalesce's credentials: WRONGPASS"
 
 
-@pytest.fixture(scope="session", params=[OLDEST, NEWEST], ids=str)
+@pytest.fixture(scope="session", params=OLDEST_AND_NEWEST, ids=str)
 def executable(request: pytest.FixtureRequest) -> Executable:
     """Doors are ours, whichever server is behind them: the oldest Redis and the newest are enough."""
     return request.param

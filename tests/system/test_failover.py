@@ -11,7 +11,7 @@ import pytest
 
 from .processes import closing_line, eventually, running_coalesce, running_server
 from .reliability.relay import Relay
-from .test_faults import NEWEST, OLDEST
+from .versions import OLDEST_AND_NEWEST
 from .wire import bulk, pack
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Name:
             assert old.ask("REPLICAOF", "127.0.0.1", self.replica.port).startswith(b"+OK")
 
 
-@pytest.fixture(params=[OLDEST, NEWEST], ids=str)
+@pytest.fixture(params=OLDEST_AND_NEWEST, ids=str)
 def executable(request: pytest.FixtureRequest) -> Executable:
     return request.param
 

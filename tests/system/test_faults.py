@@ -27,16 +27,14 @@ from .processes import (
     running_server,
     short_directory,
 )
+from .versions import OLDEST_AND_NEWEST
 from .wire import Wire, bulk, pack, split_replies
 
 if TYPE_CHECKING:
     from .processes import Coalesce, Executable
 
 
-OLDEST, *_, NEWEST = sorted((found for found in executables() if "valkey" not in found.name), key=lambda it: it.version)
-
-
-@pytest.fixture(scope="session", params=[OLDEST, NEWEST], ids=str)
+@pytest.fixture(scope="session", params=OLDEST_AND_NEWEST, ids=str)
 def executable(request: pytest.FixtureRequest) -> Executable:
     """The faults are ours to bear, whichever server it is: the oldest Redis and the newest are enough."""
     return request.param

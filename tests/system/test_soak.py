@@ -8,7 +8,7 @@ import pytest
 
 from .processes import eventually, running_coalesce, running_server
 from .soak import GrowthError, Plan, Sample, judge, look, same_again, slope_of, soak
-from .test_faults import NEWEST
+from .versions import NEWEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from tests.system.processes import Executable, executables
+from tests.system.versions import NEWEST
 
-NEWEST = max((found for found in executables() if "valkey" not in found.name), key=lambda found: found.version)
+if TYPE_CHECKING:
+    from tests.system.processes import Executable
 
 
 @pytest.fixture(scope="session", params=[NEWEST], ids=str)
