@@ -29,7 +29,7 @@ from .processes import (
     running_server,
     short_directory,
 )
-from .versions import NEWEST, OLDEST, OLDEST_AND_NEWEST
+from .versions import NEWEST, OLDEST, OLDEST_AND_NEWEST, with_newest
 from .wire import Wire, bulk, pack, split_replies
 
 if TYPE_CHECKING:
@@ -354,7 +354,9 @@ def test_the_file_of_passwords_has_to_have_one(guarded, directory):
         assert (code, file in said) == (1, True)
 
 
+@with_newest
 def test_a_locked_client_that_floods_holds_nobody_up(door):
+    """One server, as it gets none of this."""
     with door.connect() as flood, door.connect() as other:
         assert other.ask("AUTH", DOOR) == OK
         flood.socket.settimeout(0.2)
@@ -399,8 +401,32 @@ def test_nobody_becomes_the_upstreams_default_user(guarded, directory):
     assert "user default needs no password: clients could become it" in stderr
 
 
+# What goes wrong, in the log's words: a user, what is made of it for that, and of what it is again afterwards.
+GOES_WRONG = {
+    "clients could become it": ("default", ("on", "nopass"), ("off",)),
+    REFUSES: ("proxy", ("resetpass", ">other"), ("resetpass", f">{SECRET}")),
+    "Connection refused": None,  # the upstream is away
+}
+
+
+@contextlib.contextmanager
+def gone_wrong(guarded: RedisServer, said: str) -> Iterator[None]:
+    """All connections are cut, and new ones fail."""
+    if (change := GOES_WRONG[said]) is None:
+        guarded.kill()
+        yield
+        return
+    user, wrong, right = change
+    with control(guarded) as steering:
+        assert steering.ask("ACL", "SETUSER", user, *wrong) == OK
+        steering.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        yield
+        assert steering.ask("ACL", "SETUSER", user, *right) == OK
+
+
 @pytest.mark.parametrize("by", ["environment", "file"])
 def test_secrets_are_not_in_the_log_nor_in_the_list_of_processes(guarded, directory, by):
+    """To each thing that goes wrong its own coalesce, since one says the next only seconds after the first."""
     file = written(directory / "secret", SECRET)
     if by == "environment":
         more = {"COALESCE_UPSTREAM": f"redis://proxy:{SECRET}@{guarded.url}"}
@@ -408,30 +434,25 @@ def test_secrets_are_not_in_the_log_nor_in_the_list_of_processes(guarded, direct
         more = {"COALESCE_UPSTREAM": f"redis://proxy@{guarded.url}", "COALESCE_UPSTREAM_PASSWORD_FILE": file}
     more |= {"COALESCE_UPSTREAM_WAIT": "0.1", "COALESCE_CLIENT_PASSWORD_FILE": written(directory / "doors", DOOR)}
     listen = ["--listen", "127.0.0.1:0", "--listen", f"unix://{directory}/c.sock"]
-    coalesce = Coalesce([*coalesce_command(), *listen], environment(**more))
-    replies = b""
-    try:
-        assert SECRET.encode() not in Path(f"/proc/{coalesce.pid}/cmdline").read_bytes()
-        with coalesce.connect() as client:
-            replies += client.ask("AUTH", "ada", "made-up-by-ada")
-            replies += client.ask("AUTH", "default", "made-up-by-ada")
-            replies += client.ask("AUTH", DOOR) + client.ask("PING")
-            with control(guarded) as steering:
-                steering.ask("ACL", "SETUSER", "proxy", "resetpass", ">other")
-            guarded.kill()
-            replies += client.ask("PING")
-            with coalesce.connect() as late:
-                replies += late.ask("AUTH", "ada", "made-up-by-ada")
-        guarded.start()  # knows nobody but the default user, who needs no password
-        eventually(lambda: "clients could become it" in coalesce.stderr)
-        with guarded.connect() as steering:
-            assert steering.ask("ACL", "SETUSER", "default", "off") == OK
-        eventually(lambda: "refuses coalesce's credentials" in coalesce.stderr)
-    finally:
-        coalesce.end()
-    for secret in (SECRET, DOOR, "made-up-by-ada"):
-        assert secret not in coalesce.stderr
-        assert secret.encode() not in replies
+    for said in GOES_WRONG:
+        coalesce = Coalesce([*coalesce_command(), *listen], environment(**more))
+        shown = Path(f"/proc/{coalesce.pid}/cmdline").read_bytes()
+        try:
+            with coalesce.connect() as client:
+                shown += client.ask("AUTH", "ada", "made-up-by-ada")
+                shown += client.ask("AUTH", "default", "made-up-by-ada")
+                shown += client.ask("AUTH", DOOR) + client.ask("PING")
+                with gone_wrong(guarded, said):
+                    eventually(lambda said=said, coalesce=coalesce: said in coalesce.stderr)
+                    shown += client.ask("PING")
+                    with coalesce.connect() as late:
+                        shown += late.ask("AUTH", "ada", "made-up-by-ada")
+        finally:
+            coalesce.end()
+        assert b"upstream unavailable" in shown
+        for secret in (SECRET, DOOR, "made-up-by-ada"):
+            assert secret not in coalesce.stderr
+            assert secret.encode() not in shown
 
 
 class OwnFaultError(Exception):
