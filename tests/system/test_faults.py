@@ -42,7 +42,7 @@ def executable(request: pytest.FixtureRequest) -> Executable:
 
 PONG = b"+PONG\r\n"
 BUSY_FOR_EVER = "redis.log(redis.LOG_WARNING, ARGV[1]) while true do end"
-BUSY_FOR_A_WHILE = "redis.log(redis.LOG_WARNING, ARGV[1]) for _ = 1, 1e8 do end return 'done'"
+BUSY_FOR_A_WHILE = "redis.log(redis.LOG_WARNING, ARGV[1]) for _ = 1, 3e7 do end return 'done'"
 MEGABYTE = 1 << 20
 
 
