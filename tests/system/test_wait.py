@@ -53,7 +53,7 @@ def pair(executable: Executable) -> Iterator[Pair]:
         yield Pair(upstream, replica)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def proxy(pair: Pair) -> Iterator[Coalesce]:
     with running_coalesce(pair.upstream.url) as coalesce:
         yield coalesce
