@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .processes import eventually, running_coalesce, running_server
+from .versions import with_oldest_and_newest
 from .wire import Wire, bulk, pack
 
 if TYPE_CHECKING:
@@ -92,8 +93,9 @@ def test_who_moves_writes_and_leaves_has_written(pair, move):
             assert eventually(pushed), address
 
 
+@with_oldest_and_newest
 def test_who_is_refused_a_lease_is_read_from_again(executable):
-    """It had sent more than is kept for a client that waits."""
+    """It had sent more than is kept for a client that waits. No server knows of that."""
     large = "v" * 3_000_000
     with (
         running_server(executable) as server,
@@ -108,6 +110,7 @@ def test_who_is_refused_a_lease_is_read_from_again(executable):
         assert rest == [b"+OK\r\n", b"+PONG\r\n"]
 
 
+@with_oldest_and_newest
 def test_what_waits_unread_behind_a_lease_is_not_dropped(executable):
     """More than is kept: the rest is in the sockets, and with it the client's end, which is not yet the end."""
     count = 53_000

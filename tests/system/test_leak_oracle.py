@@ -11,6 +11,7 @@ from .leak_oracle.client import Client
 from .leak_oracle.oracle import Plan, run_oracle
 from .leak_oracle.run import MOVE, POP, Ledger, LostElementError, Run, Tally, Texts, WrongReplyError
 from .leak_oracle.speaker import Closed, Exchange
+from .versions import with_newest, with_oldest_and_newest
 from .wire import bulk
 
 RIDERS_MOMENTS = {"idle", "mid-request", "in flight", "mid-reply"}
@@ -23,13 +24,17 @@ def test_no_reply_reaches_the_wrong_client(executable):
     assert {f"{moment} ({how})" for moment in RIDERS_MOMENTS for how in ("close", "reset")} <= tally.departures.keys()
 
 
+@with_oldest_and_newest
 def test_many_stories_and_few_leases(executable):
+    """What is new here is the queue for a lease, of which the server knows nothing."""
     tally = run_oracle(executable, Plan(20_000, seed=2, kill_every=0, clients=60, max_leases=12, story_share=0.3))
     assert len(tally.stories) >= 10, tally
     assert tally.messages > 100
 
 
+@with_newest
 def test_the_oracle_is_right_about_a_direct_connection(executable):
+    """Of whichever version: what it checks here is itself."""
     run_oracle(executable, Plan(30_000, seed=3, kill_every=0.5, story_share=0.3, direct=True))
 
 

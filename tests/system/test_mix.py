@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 from . import mix
 from .processes import closing_line, running_coalesce
+from .versions import with_oldest_and_newest
 
 if TYPE_CHECKING:
     from .processes import RedisServer
 
 
+@with_oldest_and_newest
 def test_nearly_everything_rides(fresh_upstream: RedisServer) -> None:
+    """What rides is coalesce's decision, whichever server it is."""
     with running_coalesce(fresh_upstream.url) as coalesce:
         counts = mix.run(fresh_upstream, coalesce, clients=200, rounds=20)
         said = closing_line(coalesce.stop()[1])

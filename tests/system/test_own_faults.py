@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 
 from coalesce.config import Config, TcpAddress, Upstream, parse_address
@@ -13,12 +14,20 @@ from coalesce.core.lane import Lane
 from coalesce.pin import Pin
 from coalesce.server import Server
 
+from .versions import OLDEST_AND_NEWEST
 from .wire import bulk, pack
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from .processes import RedisServer
+    from .processes import Executable, RedisServer
+
+
+@pytest.fixture(scope="session", params=OLDEST_AND_NEWEST, ids=str)
+def executable(request: pytest.FixtureRequest) -> Executable:
+    """Whose faults they are, they would be before any server."""
+    return request.param
+
 
 PONG = b"+PONG\r\n"
 DEADLINE = 10.0

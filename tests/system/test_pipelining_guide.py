@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from .processes import closing_line, running_coalesce
+from .versions import with_oldest_and_newest
 from .wire import Wire, bulk, pack
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ async def get_many_times(coalesce: Coalesce, times: int, done: trio.MemorySendCh
         await leave.wait()
 
 
+@with_oldest_and_newest
 async def test_commands_of_200_clients_travel_in_batches_on_few_connections(fresh_upstream):
+    """It is coalesce that makes the batches, whichever server gets them."""
     with running_coalesce(fresh_upstream.url) as coalesce:
         with coalesce.connect() as wire:
             assert wire.ask("SET", "k", "value") == b"+OK\r\n"
