@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# An example has no deadline of its own: on a busy machine one of a thousand misses it. The test has one.
+settings.register_profile("coalesce", deadline=None)
+settings.load_profile("coalesce")
 
 
 def children() -> dict[str, str]:

@@ -16,6 +16,10 @@ server found: Redis 6.2 to 8.10, Valkey 7.2 to 9.1, and the modules that come wi
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Need(enum.Enum):
@@ -33,6 +37,10 @@ class Need(enum.Enum):
     WAIT = enum.auto()  # speaks of the connection that carried the session's writes
     SUBSCRIBE = enum.auto()  # several replies or none, and pushes from there on
     PIN = enum.auto()  # a connection of its own, for good
+
+
+def _names(text: str) -> list[bytes]:
+    return [name for line in text.splitlines() for name in line.partition("#")[0].encode().split()]
 
 
 # In these strings a # begins a reason, and the rest of its line is no name.
@@ -208,16 +216,17 @@ _BY_OPTION = frozenset(b"TS.READ XREAD XREADGROUP".split())
 # How many arguments each option of XREAD and XREADGROUP takes that does not make them block.
 _XREAD_OPTIONS = {b"CLAIM": 1, b"COUNT": 1, b"GROUP": 2, b"MAXCOUNT": 1, b"MAXSIZE": 1, b"NOACK": 0}
 
+# What may be answered with text that a client chose and that the upstream does not clear of line ends: see fence.py.
+# Found by trying every row with line ends in its arguments; and all that modules bring, whose names have a dot.
+_FENCED = _names("EVAL EVALSHA EVALSHA_RO EVAL_RO FCALL FCALL_RO")
+_FENCED_SUBCOMMANDS = {b"FUNCTION": frozenset((b"LIST", b"LOAD", b"RESTORE")), b"SCRIPT": frozenset((b"LOAD", b"SHOW"))}
+
 # What may block for as long as nobody does something: a client that leaves must not leave such a command behind.
 BLOCKING = _BY_OPTION.union(
     b"BLMOVE BLMOVEM BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN WAIT WAITAOF".split()
 )
 # What begins and ends a transaction; each may be refused, so it is the reply that counts.
 TRANSACTIONAL = frozenset(b"MULTI EXEC DISCARD WATCH UNWATCH".split())
-
-
-def _names(text: str) -> list[bytes]:
-    return [name for line in text.splitlines() for name in line.partition("#")[0].encode().split()]
 
 
 _NEEDS = {
@@ -245,8 +254,25 @@ _SUBCOMMANDS = {
     for name, rows in _BY_SUBCOMMAND.items()
 }
 
-# The names that ride whatever their arguments, in the two spellings that clients use: what the hot path asks.
-RIDES = frozenset(spelling for name, need in _NEEDS.items() if need is Need.RIDE for spelling in (name, name.lower()))
+
+
+def _spellings(names: Iterable[bytes]) -> frozenset[bytes]:
+    """The two that clients use: what the hot path asks."""
+    return frozenset(spelling for name in names for spelling in (name, name.lower()))
+
+
+# The names that ride whatever their arguments: alone, and with a fence behind them.
+_RIDING = {name for name, need in _NEEDS.items() if need is Need.RIDE}
+RIDES = _spellings(name for name in _RIDING if name not in _FENCED and b"." not in name)
+RIDES_FENCED = _spellings(_RIDING) - RIDES
+
+
+def is_fenced(arguments: list[bytes]) -> bool:
+    """Whether the reply may turn out to be more than one: see fence.py."""
+    name = arguments[0].upper()
+    if name in _FENCED_SUBCOMMANDS:
+        return len(arguments) > 1 and arguments[1].upper() in _FENCED_SUBCOMMANDS[name]
+    return name in _FENCED or b"." in name
 
 
 def need_of(arguments: list[bytes]) -> Need:

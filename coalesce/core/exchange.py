@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import coalesce.core.errors as replies
 from coalesce.core import wait
 from coalesce.core.client_state import Rewritten, shared_form
-from coalesce.core.commands import BLOCKING, RIDES, TRANSACTIONAL, Need, need_of
+from coalesce.core.commands import BLOCKING, RIDES, RIDES_FENCED, TRANSACTIONAL, Need, is_fenced, need_of
 from coalesce.core.door import answer_locked, knock
 from coalesce.core.errors import ClientError, unavailable
+from coalesce.core.fence import Fence
 from coalesce.core.identity import Move, move_of
 from coalesce.core.lane import LARGE, UNSENT_LIMIT, Lane, LaneState, Limits
 from coalesce.core.lease import Lease, Leases, Witness
@@ -56,8 +57,8 @@ class Totals(NamedTuple):
     def and_(self, lane: Lane) -> Totals:
         """One lane more; one that has carried nothing was refused, or had no upstream."""
         return Totals(
-            self.lanes + (lane.commands > 0),
-            self.commands + lane.commands,
+            self.lanes + (lane.commands > lane.own),
+            self.commands + lane.commands - lane.own,
             self.batches + lane.batches,
             max(self.largest, lane.largest),
         )
@@ -90,6 +91,7 @@ class Exchange:
         self.leases = Leases(self, limits.leases)
         self.now = 0.0  # of the last flush
         self.bulk_limit = BULK_LIMIT  # of the upstream
+        self.apart: set[Identity] = set()  # whose replies were not one each: see fence.py
         self._secret = secret
         self._judge = judge
         self._open_lane = open_lane
@@ -176,14 +178,15 @@ class Exchange:
             data = data[taken:]
         self._receive_slowly(session, data)
 
-    def _ride(self, session: Session, parts: list[bytes], data: bytes) -> int:  # noqa: C901 (hot: flat)
+    def _ride(self, session: Session, parts: list[bytes], data: bytes) -> int:  # noqa: C901, PLR0912 (hot: flat)
         """Puts the requests at the start of `data` (cut at its line ends: `parts`) on the session's lane.
 
         Takes canonical requests of stateless commands, up to the first that is not; returns the bytes taken. A whole
         transaction of such commands is one of them: it is sent without anything between, and EXEC ends it whether it
-        is run, aborted or refused (Redis: `rejectCommand` discards it).
+        is run, aborted or refused (Redis: `rejectCommand` discards it), which the fence behind it proves.
         """
         packed: list[bytes] = []
+        fences: list[int] = []  # how many requests are before each
         block = -1  # where a transaction begins whose end has not been seen
         at = 0
         last = len(parts) - 1
@@ -201,6 +204,10 @@ class Exchange:
                     block = len(packed)
                 elif name in _EXEC and count == 1 and block >= 0:
                     block = -1
+                    fences.append(len(packed) + 1)
+                elif name in RIDES_FENCED and session.lane.identity not in self.apart:
+                    if block < 0:
+                        fences.append(len(packed) + 1)
                 else:
                     break
             packed.append(pack_tuple(tuple(arguments)))
@@ -213,8 +220,15 @@ class Exchange:
         lane = session.lane
         if not lane.unsent:
             self.dirty.append(lane)
-        lane.unsent.append(requests)
-        lane.callers.extend([session] * len(packed))
+        fenced = 0
+        for fence in fences:
+            lane.unsent.append(b"".join(packed[fenced:fence]))
+            lane.callers.extend([session] * (fence - fenced))
+            self.fence(lane)
+            fenced = fence
+        if fenced < len(packed):
+            lane.unsent.append(b"".join(packed[fenced:]) if fenced else requests)
+            lane.callers.extend([session] * (len(packed) - fenced))
         session.owed += len(packed)
         if lane.full or session.owed >= self.limits.client:
             self._throttle(session)
@@ -312,8 +326,15 @@ class Exchange:
         self._set_out(session, answer)
         return True
 
-    def _dispatch(self, session: Session, arguments: list[bytes]) -> None:
+    def _need_of(self, session: Session, arguments: list[bytes]) -> Need:
+        """As `need_of`; but who has broken a fence takes a connection of its own for what needs one."""
         need = need_of(arguments)
+        if need is Need.RIDE and session.lane.identity in self.apart and is_fenced(arguments):
+            return Need.BORROW
+        return need
+
+    def _dispatch(self, session: Session, arguments: list[bytes]) -> None:
+        need = self._need_of(session, arguments)
         if session.lease is not None:
             self._dispatch_leased(session, session.lease, arguments, need)
             return
@@ -323,6 +344,8 @@ class Exchange:
                     self._settle(session, arguments)
                     return
                 self.enqueue(session.lane, pack(arguments), session)
+                if is_fenced(arguments) and session.lane.authenticated:
+                    self.fence(session.lane)
             case Need.CLIENT_STATE:
                 form = shared_form(session, arguments)
                 if form is None:
@@ -346,6 +369,7 @@ class Exchange:
                 self._settle(session, arguments)
         elif need in {Need.RIDE, Need.BORROW, Need.TRANSACTION, Need.ASKING}:
             lease.asking = need is Need.ASKING
+            lease.in_doubt |= is_fenced(arguments)
             witness = Witness(session, lease, name) if blocks or name in TRANSACTIONAL else session
             self.enqueue(lease.lane, pack(arguments), witness)
         elif need is Need.WAIT and not session.owed and not lease.in_transaction:
@@ -362,6 +386,12 @@ class Exchange:
         if not lane.unsent:
             self.dirty.append(lane)
         lane.enqueue(request, caller)
+
+    def fence(self, lane: Lane, passed: Callable[[], None] | None = None) -> None:
+        """Asks for proof that what is before has one reply each: see fence.py."""
+        fence = Fence(self._secret(), lambda: self.apart.add(lane.identity), passed)
+        lane.own += 1
+        self.enqueue(lane, fence.request, fence)
 
     def send(self, lane: Lane, request: bytes) -> None:
         """The same on a lane that has a stream in place of its FIFO."""
@@ -535,7 +565,7 @@ class Exchange:
         if lease is not None and arguments is None and not lease.clean:
             session.become(SessionState.LEASED)
             return
-        need = need_of(arguments) if arguments else Need.PIN
+        need = self._need_of(session, arguments) if arguments else Need.PIN
         if lease is not None and lease.clean:
             self._flow_again(session)
             if arguments:
@@ -648,7 +678,7 @@ class Exchange:
             self.resume(session)  # nothing is owed to it
         session.lane = lease.lane  # (its home lane still counts it)
         session.become(SessionState.LEASED)
-        need = need_of(arguments) if arguments else None
+        need = self._need_of(session, arguments) if arguments else None
         if need is Need.IDENTITY and (arguments[0].upper() != b"HELLO" or len(arguments) == 2):
             need = Need.PIN  # refused, these change nothing; HELLO with options may have done half of them
         match need:
@@ -746,6 +776,7 @@ class Exchange:
         """Has every lane say something that has not for `idle` seconds: or it is closed (`timeout`), or dead unseen."""
         for lane in [*self.lanes.values(), *self.large_lanes.values()]:
             if lane.idle_for(now) >= idle:
+                lane.own += 1
                 self.enqueue(lane, pack([b"PING"]), _Nobody())
 
     @property

@@ -20,6 +20,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from coalesce.core.errors import Desync, UpstreamError
+from coalesce.core.fence import Fence
 from coalesce.core.resp import CRLF, SHORT_LENGTHS, skip_elements, unpack
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ class Lane:
         self.had_large: list[Caller] = []  # those who have been given a large reply; emptied by the exchange
         # Counted for the closing line.
         self.commands = 0
+        self.own = 0  # ... of them our own
         self.batches = 0
         self.largest = 0
 
@@ -231,7 +233,10 @@ class Lane:
         self.drop_unsent()
         for caller in callers:
             caller.owed -= 1
-            caller.write(reply)
+            if isinstance(caller, Fence):
+                caller.lost()
+            else:
+                caller.write(reply)
 
     def drop_unsent(self) -> None:
         """Forgets the requests that never left, of callers that are no more."""
@@ -303,6 +308,7 @@ class Lane:
         short = SHORT_LENGTHS.get
         size = len(data)
         caller: Caller | None = None  # whose replies lie between start and position
+        owner: Caller | None = None
         start = position = 0
         try:
             while position < size:
@@ -343,9 +349,11 @@ class Lane:
         except (IndexError, UpstreamError) as problem:
             if self.link is None:
                 return  # hung up, for want of the one it was lent to
-            # The last caller's replies were aligned as far as can be seen, and that is not far enough.
-            if caller is not None:
-                caller.lost()
+            # The last caller's replies were aligned as far as can be seen, and that is not far enough. (Whose turn it
+            # was is another where a fence was broken before.)
+            for who in {caller, owner}:
+                if who is not None:
+                    who.lost()
             why = "a reply that nobody asked for" if isinstance(problem, IndexError) else str(problem)
             raise Desync(why) from problem
         if caller is not None:

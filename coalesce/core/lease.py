@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 class Lease:
     """A lane with room for one session."""
 
-    __slots__ = ("_watching", "asking", "blocking", "dead", "in_transaction", "lane", "marks", "name", "session",
-                 "stream", "used", "waits")  # fmt: skip
+    __slots__ = ("_watching", "asking", "blocking", "dead", "in_doubt", "in_transaction", "lane", "marks", "name",
+                 "session", "stream", "used", "waits")  # fmt: skip
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
@@ -51,6 +51,7 @@ class Lease:
         self.dead = False  # never to be lent again
         self.used = False  # since somebody looked whether it still is
         self.in_transaction = False
+        self.in_doubt = False  # a reply may have been more than one: see fence.py
         self._watching = False
 
     def __repr__(self) -> str:
@@ -194,10 +195,12 @@ class Leases:
         return lease
 
     def _prepare(self, lease: Lease, session: Session) -> None:
-        """Nothing is sent before the connection stands and has the client's name."""
+        """Nothing is sent before the connection stands, is known to owe nothing, and has the client's name."""
         if lease.lane.link is None:
             return
-        if lease.name != session.name:
+        if lease.in_doubt:
+            self._exchange.fence(lease.lane, lambda: self._proven(lease))
+        elif lease.name != session.name:
             lease.name = session.name
             # By HELLO, which no user can be forbidden, CLIENT SETNAME can; it changes nothing else.
             protocol = b"%d" % lease.lane.identity.protocol
@@ -205,6 +208,11 @@ class Leases:
             self._exchange.enqueue(lease.lane, request, _Naming(self, lease))
         else:
             self.named(lease)
+
+    def _proven(self, lease: Lease) -> None:
+        lease.in_doubt = False
+        if lease.session is not None:
+            self._prepare(lease, lease.session)
 
     def connected(self, lane: Lane) -> None:
         """The connection stands. Whoever wanted it may have left."""
@@ -319,7 +327,7 @@ class Leases:
     def _refuse(self, session: Session, reply: bytes) -> None:
         arguments, session.waiting = session.waiting, None
         need = need_of(arguments) if arguments else None
-        if need in {Need.BORROW, Need.SUBSCRIBE, Need.WAIT, Need.PIN}:
+        if need in {Need.RIDE, Need.BORROW, Need.SUBSCRIBE, Need.WAIT, Need.PIN}:
             session.become(SessionState.FLOWING)
             self._exchange.resume(session)  # nothing is owed to it
             session.peer.write(reply)

@@ -59,6 +59,9 @@ class Verdict:
             raise Desync("more than a refusal")
         if found:
             self.over = True
+            assert session.lease is not None
+            # (Who has not authenticated is told nothing but that, and that there is no such command.)
+            session.lease.in_doubt = session.lane.authenticated
             session.owed -= 1
             session.write(line + found)
 

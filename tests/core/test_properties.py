@@ -24,7 +24,7 @@ from coalesce.core.exchange import Exchange
 from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.core.session import Session, SessionState
-from coalesce.core.stream import Subscriber, Verdict
+from coalesce.core.stream import Verdict
 
 from . import model, twins
 from .model import BASE, NO_SUCH_DATABASE, SUBSCRIBING, WRONG_PASSWORD, Rules, State, nil, popped
@@ -224,7 +224,9 @@ class Upstream:
     def _check_request(self, request: list[bytes], session: Session | None) -> None:
         """It is run as who asked for it."""
         assert self.state.identity == self.lane.identity, f"{request} runs as {self.state.identity}"
-        if session is None:
+        if session is None and not self.lane.exclusive:
+            assert request == OUR_PING
+        elif session is None:
             assert self.user is not None
             named = [b"HELLO", b"%d" % self.lane.identity.protocol, b"SETNAME", self.user.name]
             ours = [named, OUR_PING, [b"SWAPDB", b"0", b"0"], [b"PING"]]
@@ -885,17 +887,22 @@ class Proxy(RuleBasedStateMachine):
         if not chunk:
             return
         lease = upstream.lease
-        if upstream.pings or lease is None or not isinstance(lease.stream, Subscriber):
+        if upstream.pings:
             self.exchange.replies(lane, chunk, self.now)
             return
-        client = self.world.client_of[lease.stream._session]
-        cut_off, client.cut_off = client.cut_off, True
+        if lease is not None and lease.stream is not None:
+            doomed = {lease.stream._session}
+        else:
+            doomed = {_session_of(caller) for caller in lane.in_flight} - {None}
+        before = {client: client.cut_off for client in map(self.world.client_of.__getitem__, doomed)}
+        for client in before:
+            client.cut_off = True
         try:
             self.exchange.replies(lane, chunk, self.now)
         except UpstreamError:  # our own PING was refused
             self.lose(lane)
-        else:
-            client.cut_off = cut_off or client.socket_broken
+        for client, cut_off in before.items():
+            client.cut_off = cut_off or client.socket_broken or client.closed
 
     @step(who=pick)
     def was_given_a_large_reply(self, who: int) -> None:

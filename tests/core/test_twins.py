@@ -206,7 +206,9 @@ class Upstream:
         self._playing.batches += 1
         for request in reading.requests:
             self.replies += self.redis.reply(request)
-            if request == OUR_PING or request[:2] == [b"CLIENT", b"SETNAME"]:  # no stream in here has one
+            if request == OUR_PING:  # no stream in here has one
+                continue
+            if request[:2] == [b"CLIENT", b"SETNAME"]:
                 assert self.lane.exclusive
                 continue
             self._playing.sent.append(twins.canonical(request))

@@ -1,0 +1,54 @@
+"""Proof that a reply was one reply: a PING behind it, with a secret in it.
+
+What a client says can come back in the text of an error, and not every upstream takes the line ends out of it: those in
+the first line of a script (Redis from 7.0, Valkey), in the error that a script raises (Redis 8.2, CVE-2025-67733), in
+the argument of FUNCTION LIST; and what a module writes is its own affair. Behind such a line end the error goes on as
+the reply to the next request, and every other reply goes to the wrong one. A direct connection does that to its own
+client. On one that is shared, or lent on, the neighbours would get what was made up for them, and each other's data.
+
+So where `commands.is_fenced`, a fence goes behind the request, and has to be answered with its secret, which nobody can
+know before: else the connection is in doubt (I5), and from then on such requests of that identity take connections of
+their own. These are lent on only when they have answered a fence, too. A transaction that rides has one behind it as
+well: where EXEC is not known (`rename-command`), it would be open for everybody.
+
+A user who may not PING fails the first, and goes the second way from then on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coalesce.core.errors import Desync, bulk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Fence:
+    """A place in the FIFO for the PING. `broken` and `passed` are called with the outcome, if there is one."""
+
+    __slots__ = ("_answer", "_broken", "_passed", "owed", "request")
+
+    def __init__(self, secret: bytes, broken: Callable[[], None], passed: Callable[[], None] | None = None) -> None:
+        self._answer = bulk(secret)
+        self._broken = broken
+        self._passed = passed
+        self.request = b"*2\r\n$4\r\nPING\r\n" + self._answer
+        self.owed = 0
+
+    def write(self, data: bytes) -> None:
+        """Raises Desync."""
+        if data != self._answer:
+            self._broken()
+            raise Desync("the reply before was more than one, or our PING was refused")
+        if self._passed is not None:
+            self._passed()
+
+    write_more = write
+
+    def lost(self) -> None:
+        """Whoever is behind it is told."""
+
+    def fail(self, fault: Exception) -> None:
+        """Nobody's fault but the connection's."""
+        raise fault
