@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from coalesce.config import TcpAddress, UnixAddress
+from coalesce.core.containment import contained
 from coalesce.core.errors import MAX_CLIENTS
 from coalesce.greeting import Greetings
 from coalesce.poller import END_OF_INPUT, ERROR, HANG_UP, READABLE, WRITABLE
@@ -50,6 +51,8 @@ _BACKLOG = 4096
 _ACCEPTS = 10
 # Seconds without accepting after an error, such as no descriptor being left.
 _PAUSE = 0.1
+# What follows a fault of ours.
+_CLOSED = "the client is closed"
 
 
 class Client:
@@ -77,7 +80,14 @@ class Client:
         self._deaf = False  # the other end is closed: what is written to it is lost
         self._flags = READABLE
         clients.poller.add(sock, self, READABLE)
-        self.session: Session = clients.exchange.connect(self)
+        try:
+            self.session: Session = clients.exchange.connect(self)
+        except BaseException:
+            clients.poller.remove(sock)
+            raise
+
+    def __str__(self) -> str:
+        return f"client c{self.number}"
 
     # --- called by the poller ---
 
@@ -113,11 +123,12 @@ class Client:
 
     def fail(self, fault: Exception) -> None:
         """A fault of ours while this client was served: it is closed, and its upstream connection too if it has one."""
-        self._clients.faults += 1
-        log.error("client c%d: a fault in coalesce, the client is closed", self.number, exc_info=fault)
-        try:
-            self._break()
-        finally:
+        faults = self._clients.poller.faults
+        faults.say(str(self), fault, _CLOSED)
+        self._outbox = None
+        with faults.contained(str(self), "while it was closed"):
+            self._clients.exchange.depart_in_doubt(self.session)
+        with faults.contained(str(self), "while it was closed"):
             self._shut()
 
     def _park(self) -> None:
@@ -190,7 +201,7 @@ class Client:
         self.sock = None
         self._clients.forget(self)
         unsent = b"".join(self._outbox or ())[self._head_sent :]
-        self._clients.start_pin(sock, unsent, lane, pending)
+        self._clients.start_pin(str(self), sock, unsent, lane, pending)
 
     # --- own ---
 
@@ -277,8 +288,8 @@ class Client:
 
 class Clients:
     """All clients: their listeners and their number. `start_pin` gets a client that keeps a connection of its own:
-    its socket, what it was still to be sent, the lane whose connection it is, and what that was still to be sent.
-    With `certificates`, those that come over TCP speak TLS.
+    its name, its socket, what it was still to be sent, the lane whose connection it is, and what that was still to be
+    sent. With `certificates`, those that come over TCP speak TLS.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 (whom they speak to, and the limits)
@@ -287,7 +298,7 @@ class Clients:
         poller: Poller,
         max_clients: int,
         outbox_limit: int,
-        start_pin: Callable[[socket.socket, bytes, Lane, bytes], None],
+        start_pin: Callable[[str, socket.socket, bytes, Lane, bytes], None],
         certificates: Certificates | None = None,
         handshake_timeout: float = 5.0,
     ) -> None:
@@ -297,7 +308,6 @@ class Clients:
         self.start_pin = start_pin
         self.pinned = 0  # counted by whoever runs them
         self.accepted = 0
-        self.faults = 0  # of ours, while a client was served
         self.left = trio.lowlevel.ParkingLot()  # who waits here is woken when a client has left
         self._max_clients = max_clients
         self._shared: set[Client] = set()
@@ -320,7 +330,8 @@ class Clients:
             self._greetings.close_all()
         for client in list(self._shared):
             if client.session.flowing:
-                client.on_ready(READABLE)
+                with contained(client):
+                    client.on_ready(READABLE)
 
     @property
     def shared(self) -> int:
@@ -331,7 +342,8 @@ class Clients:
         if self._greetings is not None:
             self._greetings.close_all()
         for client in list(self._shared):
-            client.give_up()
+            with contained(client):
+                client.give_up()
 
     async def accept(self, sock: socket.socket) -> None:
         """Accepts until cancelled. Closes the listener at the end, and removes the file of a unix socket."""
@@ -343,7 +355,6 @@ class Clients:
                     await listener.failed.wait()
                 finally:
                     self.poller.remove(sock)
-                log.warning("can't accept clients for the moment: %s", listener.why)
                 await trio.sleep(_PAUSE)
                 listener.failed = trio.Event()
         finally:
@@ -351,6 +362,18 @@ class Clients:
 
     def welcome(self, sock: socket.socket) -> None:
         """Takes a new client, or refuses it as Redis does."""
+        try:
+            self._welcome(sock)
+        except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
+            self._fail(sock, fault)
+
+    def _fail(self, sock: socket.socket, fault: Exception) -> None:
+        """A fault of ours before there was a client with this socket."""
+        self.accepted += 1
+        self.poller.faults.say(f"client c{self.accepted}", fault, _CLOSED)
+        sock.close()
+
+    def _welcome(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         greetings = None if sock.family == socket.AF_UNIX else self._greetings
         if len(self._shared) + len(self._greetings or ()) + self.pinned >= self._max_clients:
@@ -381,6 +404,9 @@ class Clients:
         except OSError as problem:
             _turn_away(sock, problem)
             return
+        except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
+            self._fail(sock, fault)
+            return
         self.accepted += 1
 
 
@@ -396,7 +422,6 @@ class Listener:
         self._clients = clients
         self._sock = sock
         self.failed = trio.Event()  # the process is out of descriptors, or of memory
-        self.why = ""
 
     def on_ready(self, flags: int) -> None:
         """Accepts who waits."""
@@ -409,14 +434,16 @@ class Listener:
             return
         except OSError as problem:
             # Out of descriptors or memory, or one of the network's errors that accept(2) passes on.
-            self.why = problem.strerror or str(problem)
+            log.warning("%s: can't accept clients for the moment: %s", self, problem.strerror or problem)
             self.failed.set()
+
+    def __str__(self) -> str:
+        name = self._sock.getsockname()
+        return f"listener {name if isinstance(name, str) else TcpAddress(*name[:2])}"
 
     def fail(self, fault: Exception) -> None:
         """Accepts again after a pause."""
-        log.error("a fault in coalesce while a client was accepted", exc_info=fault)
-        self._clients.faults += 1
-        self.why = "see above"
+        self._clients.poller.faults.say(str(self), fault, "accepting goes on after a pause")
         self.failed.set()
 
 

@@ -16,6 +16,8 @@ import ssl
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from coalesce.config import TcpAddress
+from coalesce.core.containment import contained
 from coalesce.poller import READABLE, WRITABLE
 from coalesce.tls import tls_reason, wrap
 
@@ -63,7 +65,7 @@ class Greetings:
         wrapped = wrap(self._certificates.context(), sock)
         try:
             greeting = Greeting(self, wrapped)
-        except OSError:
+        except BaseException:
             wrapped.close()
             raise
         self._under_way[greeting] = None
@@ -80,15 +82,20 @@ class Greetings:
         """Closes those that take too long."""
         now = monotonic()
         while self._under_way and (oldest := next(iter(self._under_way))).ends <= now:
-            self.failed(oldest, f"not finished after {self.timeout:g} s")
+            with contained(oldest):
+                self.failed(oldest, f"not finished after {self.timeout:g} s")
 
     def close(self, greeting: Greeting) -> None:
+        """Closes it, unless its socket has been handed on."""
+        if greeting not in self._under_way:
+            return
         del self._under_way[greeting]
         self.poller.remove_and_close(greeting.sock)
 
     def close_all(self) -> None:
         for greeting in list(self._under_way):
-            self.close(greeting)
+            with contained(greeting):
+                self.close(greeting)
 
     def finished(self, greeting: Greeting) -> None:
         """Hands the socket on."""
@@ -141,8 +148,16 @@ class Greeting:
 
     def fail(self, fault: Exception) -> None:
         """A fault of ours while it was served."""
-        log.error("a fault in coalesce, a TLS handshake is given up", exc_info=fault)
-        self._greetings.close(self)
+        faults = self._greetings.poller.faults
+        faults.say(str(self), fault, "it is given up")
+        with faults.contained(str(self), "while it was given up"):
+            self._greetings.close(self)
+
+    def __str__(self) -> str:
+        try:
+            return f"TLS handshake with {TcpAddress(*self.sock.getpeername()[:2])}"
+        except OSError:
+            return "TLS handshake with somebody who has left"
 
     def _watch(self, flags: int) -> None:
         if flags != self._flags:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from coalesce.core.containment import contained
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -79,11 +81,12 @@ async def watch(
         await trio.sleep(silence / _LOOKS)
         now = perf_counter()
         for connection in list(connections()):
-            if connection.pulse.silent_for(now) > silence:
-                connection.lose(why)
+            with contained(connection):
+                if connection.pulse.silent_for(now) > silence:
+                    connection.lose(why)
         for pin in list(pins):
             if pin.pulse.silent_for(now) > silence:
-                log.warning("a pinned client is closed: %s", why)
+                log.warning("%s is closed: %s", pin.name, why)
                 pin.give_up()
         exchange.keep_alive(now, silence)
         exchange.flush(now)

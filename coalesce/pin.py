@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
 
 class Pin:
-    """One client with its own upstream connection. Owns both sockets."""
+    """One client with its own upstream connection. Owns both sockets. `name` is for logs."""
 
-    def __init__(self, client: socket.socket, unsent: bytes, upstream: socket.socket, pending: bytes) -> None:
+    def __init__(
+        self, name: str, client: socket.socket, unsent: bytes, upstream: socket.socket, pending: bytes
+    ) -> None:
+        self.name = name
         self._client = ByteStream(client)
         self._unsent = unsent  # replies that the client did not take yet
         self._upstream = ByteStream(upstream)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from coalesce.faults import Faults
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
@@ -52,13 +54,17 @@ class Member(Protocol):
         """The socket is readable, writable or broken. Must take what is there without waiting."""
 
     def fail(self, fault: Exception, /) -> None:
-        """`on_ready` raised, which is a fault of ours. Says so, and ends this member and nothing else."""
+        """`on_ready` raised, which is a fault of ours. Says so, and ends this member and nothing else.
+
+        Must not raise.
+        """
 
 
 class Poller:
     """Sockets and who is told when one is ready. The owner of a socket removes it before closing it."""
 
     def __init__(self) -> None:
+        self.faults = Faults()  # of whatever is served here
         self._epoll = select.epoll()
         self._members: dict[int, Member] = {}
         self._in_a_hurry = 0  # other tasks

@@ -8,6 +8,8 @@ serve
 +- expire                refuses those who wait for a lease for too long
 +- watch                 gives up connections whose upstream's host is silent
 +- signals               here
+
+Those that serve everybody (`Poller.run`, `expire`, `watch`) begin anew after a fault of ours.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from coalesce.upstream import Connection, Keeper
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from coalesce.config import Address, Config
 
@@ -97,13 +99,14 @@ class Server:
         except (CertificateError, PasswordFileError) as problem:
             raise StartError(str(problem)) from None
         self._poller = Poller()
+        self._faults = self._poller.faults
         self._nursery: trio.Nursery | None = None
         self._new_lanes: list[Lane] = []
         self._pins: set[Pin] = set()
         self._draining = False
         base = Identity(None, None, upstream.database, 2)
         limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.max_leases, config.hold_below)
-        self._exchange = Exchange(base, self._open_lane, limits, secret, judge)
+        self._exchange = Exchange(base, self._open_lane, limits, secret, judge, self._say_fault)
         max_clients = allowed_clients(config.max_clients)
         self._keeper = Keeper(self._exchange, self._poller, self._dialler, config.upstream_wait)
         self._clients = Clients(
@@ -133,9 +136,9 @@ class Server:
         ):
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._poller.run, self._exchange.flush)
-                nursery.start_soon(self._expire)
-                nursery.start_soon(watch, self._exchange, self._connections, self._pins, self._config.upstream_silence)
+                nursery.start_soon(self._for_ever, self._serve_sockets)
+                nursery.start_soon(self._for_ever, self._expire)
+                nursery.start_soon(self._for_ever, self._watch)
                 for lane in self._new_lanes:
                     self._open_lane(lane)
                 accepting = trio.CancelScope()
@@ -150,7 +153,7 @@ class Server:
                     self._clients.close_all()
                 nursery.cancel_scope.cancel()
         shared, leased = (self._exchange.totals(exclusive=exclusive) for exclusive in (False, True))
-        return Summary(shared, leased, self._clients.accepted, self._clients.faults + self._exchange.faults, clean)
+        return Summary(shared, leased, self._clients.accepted, self._faults.count, clean)
 
     def _look_at_listeners(self) -> None:
         """Redis's protected mode, translated: what clients do not have, strangers on the network do not get."""
@@ -216,24 +219,46 @@ class Server:
         while lane.state is not LaneState.CLOSED:
             try:
                 await self._keeper.keep(lane)
-            except Exception:  # ours, whatever it is
-                log.exception("lane u%d: a fault in coalesce", lane.number)
-                self._exchange.faults += 1
-                if lane.link is not None:
-                    self._exchange.lose(lane)
-                elif lane.exclusive:
-                    self._exchange.lease_failed(lane, unavailable("a fault in coalesce"))
+            except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
+                self._fail(lane, fault)
                 await trio.sleep(_AFTER_A_FAULT)
             else:
                 return
 
-    def _start_pin(self, sock: socket.socket, unsent: bytes, lane: Lane, pending: bytes) -> None:
+    def _fail(self, lane: Lane, fault: Exception) -> None:
+        whose = f"lane u{lane.number}"
+        self._faults.say(whose, fault, "the connection is closed")
+        with self._faults.contained(whose, "while the connection was closed"):
+            if lane.link is not None:
+                self._exchange.lose(lane)
+            elif lane.exclusive and lane.state is not LaneState.CLOSED:
+                self._exchange.lease_failed(lane, unavailable("a fault in coalesce"))
+        self._exchange.flush(perf_counter())
+
+    def _say_fault(self, lane: Lane, fault: Exception) -> None:
+        self._faults.say(f"lane u{lane.number}", fault, "who waits for it is closed")
+
+    async def _for_ever(self, task: Callable[[], Awaitable[None]]) -> None:
+        """A task that serves everybody, and begins anew after a fault of ours."""
+        while True:
+            with self._faults.contained(f"task {task.__name__.strip('_')}", "it begins anew"):
+                await task()
+            await trio.sleep(_AFTER_A_FAULT)
+
+    async def _serve_sockets(self) -> None:
+        await self._poller.run(self._exchange.flush)
+
+    async def _watch(self) -> None:
+        await watch(self._exchange, self._connections, self._pins, self._config.upstream_silence)
+
+    def _start_pin(self, client: str, sock: socket.socket, unsent: bytes, lane: Lane, pending: bytes) -> None:
         assert self._nursery is not None
         assert isinstance(lane.link, Connection)
         self._clients.pinned += 1
         self._poller.end_turn()
         upstream, rest = lane.link.release()
-        self._nursery.start_soon(self._run_pin, Pin(sock, unsent, upstream, rest + pending))
+        name = f"{client}, pinned to u{lane.number}"
+        self._nursery.start_soon(self._run_pin, Pin(name, sock, unsent, upstream, rest + pending))
 
     async def _run_pin(self, pin: Pin) -> None:
         self._pins.add(pin)
@@ -242,9 +267,8 @@ class Server:
         try:
             with self._poller.others_in_a_hurry():
                 await pin.run()
-        except Exception:  # ours, whatever it is
-            log.exception("a fault in coalesce, a pinned client is closed")
-            self._clients.faults += 1
+        except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
+            self._faults.say(pin.name, fault, "the client is closed")
         finally:
             self._pins.discard(pin)
             self._clients.pinned -= 1
@@ -267,8 +291,10 @@ class Server:
         """Finishes what is owed. False when the deadline or a second signal came first."""
         log.info("draining: %d clients, %d of them pinned", self._clients.shared + len(self._pins), len(self._pins))
         self._draining = True
-        self._clients.read_last()
-        self._exchange.drain()
+        with self._faults.contained("drain", "it goes on"):
+            self._clients.read_last()
+        with self._faults.contained("drain", "it goes on"):
+            self._exchange.drain()
         self._exchange.flush(perf_counter())
         for pin in list(self._pins):
             pin.drain()

@@ -108,9 +108,10 @@ class Connection:
 
     def fail(self, fault: Exception) -> None:
         """A fault of ours while this lane was served: its connection can't be trusted any more."""
-        self._exchange.faults += 1
-        log.error("lane u%d: a fault in coalesce, the connection is closed", self._lane.number, exc_info=fault)
-        self.lose("a fault in coalesce")
+        faults, whose = self._poller.faults, f"lane u{self._lane.number}"
+        faults.say(whose, fault, "the connection is closed")
+        with faults.contained(whose, "while the connection was closed"):
+            self.lose("a fault in coalesce")
 
     def _send_rest(self) -> None:
         if self._rest is None or self.lost.is_set():

@@ -77,3 +77,6 @@ class Rewritten:
 
     def lost(self) -> None:
         self._session.lost()
+
+    def fail(self, fault: Exception) -> None:
+        self._session.fail(fault)

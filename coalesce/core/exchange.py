@@ -16,6 +16,7 @@ import coalesce.core.errors as replies
 from coalesce.core import wait
 from coalesce.core.client_state import Rewritten, shared_form
 from coalesce.core.commands import BLOCKING, RIDES, RIDES_FENCED, TRANSACTIONAL, Need, is_fenced, need_of
+from coalesce.core.containment import contained
 from coalesce.core.door import answer_locked, knock
 from coalesce.core.errors import ClientError, unavailable
 from coalesce.core.fence import Fence
@@ -64,21 +65,28 @@ class Totals(NamedTuple):
         )
 
 
+def _raise(lane: Lane, fault: Exception) -> None:
+    del lane
+    raise fault
+
+
 class Exchange:
     """All sessions and lanes of one upstream.
 
     `open_lane` is called with each new lane and starts to connect it; `connected`, `replies`, `lose`, `fail`, `refuse`
     and `lease_failed` tell what became of it. `secret` gives what no client can guess. With a
-    `judge` of passwords, clients have to authenticate to coalesce: see door.py.
+    `judge` of passwords, clients have to authenticate to coalesce: see door.py. `say_fault` is told of a fault of ours
+    on a lane without a connection (one with a connection has its link told).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 (what it can't know by itself)
         self,
         base: Identity,
         open_lane: Callable[[Lane], None],
         limits: Limits = _DEFAULTS,
         secret: Callable[[], bytes] = lambda: b"secret",
         judge: Callable[[bytes], bool] | None = None,
+        say_fault: Callable[[Lane, Exception], None] = _raise,
     ) -> None:
         self.base = base
         self.limits = limits
@@ -87,7 +95,6 @@ class Exchange:
         self.dirty: list[Lane] = []  # the lanes with unsent requests
         self.draining = False
         self.swallowed = 0
-        self.faults = 0  # of ours, while a lane was served
         self.leases = Leases(self, limits.leases)
         self.now = 0.0  # of the last flush
         self.bulk_limit = BULK_LIMIT  # of the upstream
@@ -95,6 +102,7 @@ class Exchange:
         self._secret = secret
         self._judge = judge
         self._open_lane = open_lane
+        self._say_fault = say_fault
         self._retired = {False: Totals(), True: Totals()}  # of lanes that are no more: shared ones, leases
         self._numbers = 0
         self.lane(base)
@@ -369,7 +377,7 @@ class Exchange:
                 self._settle(session, arguments)
         elif need in {Need.RIDE, Need.BORROW, Need.TRANSACTION, Need.ASKING}:
             lease.asking = need is Need.ASKING
-            lease.in_doubt |= is_fenced(arguments)
+            lease.unproven |= is_fenced(arguments)
             witness = Witness(session, lease, name) if blocks or name in TRANSACTIONAL else session
             self.enqueue(lease.lane, pack(arguments), witness)
         elif need is Need.WAIT and not session.owed and not lease.in_transaction:
@@ -530,6 +538,12 @@ class Exchange:
         self._leave_home(session)
         if session.lease is not None:
             self.leases.give_back(session)
+
+    def depart_in_doubt(self, session: Session) -> None:
+        """As `depart`, after a fault of ours: nobody else gets the connection that it was lent."""
+        if session.lease is not None:
+            session.lease.in_doubt = session.lease.lane.link is not None
+        self.depart(session)
 
     def _leave_home(self, session: Session) -> None:
         """The lane that it rides, or rode before it was lent another, counts it no longer."""
@@ -769,8 +783,9 @@ class Exchange:
         lane.connected(link, round_trip, self.now)
         if lane.exclusive:
             self.leases.connected(lane)
-        for session in lane.sessions:
-            session.rewire()
+        for session in list(lane.sessions):
+            with contained(session):
+                session.rewire()
 
     def keep_alive(self, now: float, idle: float) -> None:
         """Has every lane say something that has not for `idle` seconds: or it is closed (`timeout`), or dead unseen."""
@@ -799,11 +814,17 @@ class Exchange:
             lane = self.dirty.pop()
             try:
                 self._flush_lane(lane, now, held)
-            except Exception as fault:  # ours, whatever it is
-                if lane.link is None:
-                    raise
-                lane.link.fail(fault)
+            except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
+                self._fail_lane(lane, fault)
         self.dirty = list(dict.fromkeys(held))
+
+    def _fail_lane(self, lane: Lane, fault: Exception) -> None:
+        """A fault of ours while a lane was served: it loses its connection, or whoever waits for it to have one."""
+        if lane.link is not None:
+            lane.link.fail(fault)
+            return
+        self._say_fault(lane, fault)
+        lane.lose_unsent()
 
     def _flush_lane(self, lane: Lane, now: float, held: list[Lane]) -> None:
         if lane.state is LaneState.FAILING:
@@ -829,7 +850,8 @@ class Exchange:
                 callers, lane.had_large = lane.had_large, []
                 for caller in callers:
                     if isinstance(caller, Session):
-                        self._had_large(caller)
+                        with contained(caller):
+                            self._had_large(caller)
         if lease is not None and lease.session is not None and lease.session.ended:
             self._look_at_end(lease.session)
         if lane.full:
@@ -852,7 +874,8 @@ class Exchange:
         if lane.large:
             for session in list(lane.sessions):
                 if session.state is SessionState.FLOWING and not session.owed:
-                    self._change_lane(session)
+                    with contained(session):
+                        self._change_lane(session)
 
     def refuse(self, lane: Lane, reply: bytes) -> None:
         """The upstream refused a lane's identity, with this reply: it goes to whoever asked to move there.
@@ -863,7 +886,8 @@ class Exchange:
         lane.become(LaneState.CLOSED)
         self._forget(lane)
         for session in list(lane.sessions):
-            self.depart(session)
+            with contained(session):
+                self.depart(session)
         self._answer_unsent(lane, reply)
 
     def retire(self, lane: Lane) -> None:
@@ -889,20 +913,25 @@ class Exchange:
         lane.full = False
         for session in list(lane.waiting):
             if session.owed <= self.limits.client // 2:
-                self.resume(session)
+                with contained(session):
+                    self.resume(session)
 
     def drain(self) -> None:
         """Every session ends as soon as it is owed nothing; what may go on for ever is ended."""
         self.draining = True
         for session in self.sessions:
-            lease = session.lease
-            waits_for_ever = session.state is SessionState.BORROWING and _is_endless(session.waiting)
-            if waits_for_ever or (lease is not None and (lease.blocking or isinstance(lease.stream, Subscriber))):
-                self.depart(session)
-            elif session.state is SessionState.PINNING:
-                self._pin(session, None)  # the upstream is told that no more comes, and decides
-            elif session.state in {SessionState.FLOWING, SessionState.LEASED}:
-                self._end(session, b"")
+            with contained(session):
+                self._drain_session(session)
+
+    def _drain_session(self, session: Session) -> None:
+        lease = session.lease
+        waits_for_ever = session.state is SessionState.BORROWING and _is_endless(session.waiting)
+        if waits_for_ever or (lease is not None and (lease.blocking or isinstance(lease.stream, Subscriber))):
+            self.depart(session)
+        elif session.state is SessionState.PINNING:
+            self._pin(session, None)  # the upstream is told that no more comes, and decides
+        elif session.state in {SessionState.FLOWING, SessionState.LEASED}:
+            self._end(session, b"")
 
 
 def _has_no_reply(arguments: list[bytes]) -> bool:
@@ -939,6 +968,10 @@ class _Nobody:
 
     def lost(self) -> None:
         """Nobody is told."""
+
+    def fail(self, fault: Exception) -> None:
+        """Nobody's: the connection's, then."""
+        raise fault
 
 
 class Moving:
@@ -984,3 +1017,6 @@ class Moving:
 
     def lost(self) -> None:
         self._session.lost()
+
+    def fail(self, fault: Exception) -> None:
+        self._session.fail(fault)

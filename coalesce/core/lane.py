@@ -19,6 +19,7 @@ import enum
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from coalesce.core.containment import contained
 from coalesce.core.errors import Desync, UpstreamError
 from coalesce.core.fence import Fence
 from coalesce.core.resp import CRLF, SHORT_LENGTHS, skip_elements, unpack
@@ -64,7 +65,7 @@ class Caller(Protocol):
     def write(self, data: bytes, /) -> None:
         """Takes whole replies, or the first piece of one over STREAM_FROM. `owed` has been counted down before.
 
-        Must not raise: what goes wrong with a caller is the caller's own trouble.
+        What goes wrong with a caller is the caller's own trouble: raises nothing but our faults.
         """
 
     def write_more(self, data: bytes, /) -> None:
@@ -72,6 +73,9 @@ class Caller(Protocol):
 
     def lost(self) -> None:
         """The upstream connection is gone with a request of this caller in flight on it."""
+
+    def fail(self, fault: Exception, /) -> None:
+        """A fault of ours while this caller was told something: see containment.py."""
 
 
 class Link(Protocol):
@@ -214,7 +218,8 @@ class Lane:
         self._begun = False
         in_flight, self.in_flight = self.in_flight, deque()
         for caller in in_flight:
-            caller.lost()
+            with contained(caller):
+                caller.lost()
 
     def hand_over(self) -> bytes:
         """The connection goes to somebody who takes the replies as they come; returns what is here of the next."""
@@ -233,10 +238,19 @@ class Lane:
         self.drop_unsent()
         for caller in callers:
             caller.owed -= 1
-            if isinstance(caller, Fence):
+            with contained(caller):
+                if isinstance(caller, Fence):
+                    caller.lost()
+                else:
+                    caller.write(reply)
+
+    def lose_unsent(self) -> None:
+        """Tells every caller of an unsent request that it is lost."""
+        callers = [*(caller for _, caller in self.first), *self.callers]
+        self.drop_unsent()
+        for caller in callers:
+            with contained(caller):
                 caller.lost()
-            else:
-                caller.write(reply)
 
     def drop_unsent(self) -> None:
         """Forgets the requests that never left, of callers that are no more."""
@@ -308,56 +322,70 @@ class Lane:
         short = SHORT_LENGTHS.get
         size = len(data)
         caller: Caller | None = None  # whose replies lie between start and position
-        owner: Caller | None = None
+        owner: Caller | None = None  # of the reply at position; not the same only while the caller is written to
         start = position = 0
-        try:
-            while position < size:
-                end = find(CRLF, position)
-                if end < 0:
-                    break
-                kind = data[position]
-                if kind == 36:  # "$"
-                    length = short(data[position + 1 : end])
-                    if length is None:
+        while True:
+            try:
+                while position < size:
+                    end = find(CRLF, position)
+                    if end < 0:
+                        break
+                    kind = data[position]
+                    if kind == 36:  # "$"
+                        length = short(data[position + 1 : end])
+                        if length is None:
+                            end = self._end_of_other(data, position)
+                            if end < 0:
+                                break
+                        else:
+                            end += length + 4
+                            if end > size:
+                                break
+                            if data[end - 1] != 10 or data[end - 2] != 13:
+                                raise Desync("a bulk string without an end")  # noqa: TRY301 (hot: flat)
+                    elif kind == 43 or kind == 58:  # "+" ":"  # noqa: PLR1714 (a set costs more)
+                        end += 2
+                    elif kind == 45:  # "-"
+                        end += 2
+                        if data.startswith(_TURNED_AWAY, position):
+                            self.turned_away = True
+                    else:
                         end = self._end_of_other(data, position)
                         if end < 0:
                             break
-                    else:
-                        end += length + 4
-                        if end > size:
-                            break
-                        if data[end - 1] != 10 or data[end - 2] != 13:
-                            raise Desync("a bulk string without an end")
-                elif kind == 43 or kind == 58:  # "+" ":"  # noqa: PLR1714 (a set costs more)
-                    end += 2
-                elif kind == 45:  # "-"
-                    end += 2
-                    if data.startswith(_TURNED_AWAY, position):
-                        self.turned_away = True
-                else:
-                    end = self._end_of_other(data, position)
-                    if end < 0:
-                        break
-                owner = next_caller()
+                    owner = next_caller()
+                    if owner is not caller:
+                        if caller is not None:
+                            caller.write(data[start:position])
+                        caller = owner
+                        start = position
+                    owner.owed -= 1  # not before: to be owed nothing is to have all replies written
+                    position = end
+                if caller is not None:
+                    owner = None
+                    caller.write(data[start:position])
+                break
+            except Exception as problem:
                 if owner is not caller:
-                    if caller is not None:
-                        caller.write(data[start:position])
-                    caller = owner
+                    # A fault of ours, and of nobody but that caller: the next reply has not been handed out, so its
+                    # owner is the head again.
+                    assert caller is not None
+                    if owner is not None:
+                        self.in_flight.appendleft(owner)
+                    faulty, caller, owner = caller, None, None
                     start = position
-                owner.owed -= 1  # not before: to be owed nothing is to have all replies written
-                position = end
-        except (IndexError, UpstreamError) as problem:
-            if self.link is None:
-                return  # hung up, for want of the one it was lent to
-            # The last caller's replies were aligned as far as can be seen, and that is not far enough. (Whose turn it
-            # was is another where a fence was broken before.)
-            for who in {caller, owner}:
-                if who is not None:
-                    who.lost()
-            why = "a reply that nobody asked for" if isinstance(problem, IndexError) else str(problem)
-            raise Desync(why) from problem
-        if caller is not None:
-            caller.write(data[start:position])
+                    faulty.fail(problem)
+                    continue
+                if not isinstance(problem, IndexError | UpstreamError):
+                    raise
+                if self.link is None:
+                    return  # hung up, for want of the one it was lent to
+                # The last caller's replies were aligned as far as can be seen, and that is not far enough.
+                if caller is not None:
+                    with contained(caller):
+                        caller.lost()
+                why = "a reply that nobody asked for" if isinstance(problem, IndexError) else str(problem)
+                raise Desync(why) from problem
         if position < size and self.link is not None:
             self._keep(data[position:])
 
@@ -406,8 +434,7 @@ class Lane:
 
     def _write_piece(self, head: Caller, piece: bytes) -> None:
         self._passed += len(piece)
-        if self._begun:
-            head.write_more(piece)
-        else:
-            self._begun = True
-            head.write(piece)
+        write = head.write_more if self._begun else head.write
+        self._begun = True
+        with contained(head):
+            write(piece)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import coalesce.core.errors as replies
 from coalesce.core.commands import BLOCKING, TRANSACTIONAL, Need, need_of
+from coalesce.core.containment import contained
 from coalesce.core.lane import Lane, LaneState
 from coalesce.core.resp import pack
 from coalesce.core.session import SessionState
@@ -37,7 +38,7 @@ class Lease:
     """A lane with room for one session."""
 
     __slots__ = ("_watching", "asking", "blocking", "dead", "in_doubt", "in_transaction", "lane", "marks", "name",
-                 "session", "stream", "used", "waits")  # fmt: skip
+                 "session", "stream", "unproven", "used", "waits")  # fmt: skip
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
@@ -51,7 +52,8 @@ class Lease:
         self.dead = False  # never to be lent again
         self.used = False  # since somebody looked whether it still is
         self.in_transaction = False
-        self.in_doubt = False  # a reply may have been more than one: see fence.py
+        self.unproven = False  # a reply may have been more than one: see fence.py
+        self.in_doubt = False  # a fault of ours: what has been noted here may not be all
         self._watching = False
 
     def __repr__(self) -> str:
@@ -61,7 +63,7 @@ class Lease:
     @property
     def clean(self) -> bool:
         """Whether the connection is as it was when it was dialled, once nothing is owed on it."""
-        in_use = self.in_transaction or self._watching or self.asking
+        in_use = self.in_transaction or self._watching or self.asking or self.in_doubt
         return not in_use and (self.stream is None or self.stream.over)
 
     def unblocked(self) -> None:
@@ -120,6 +122,9 @@ class Witness:
     def lost(self) -> None:
         self._session.lost()
 
+    def fail(self, fault: Exception) -> None:
+        self._session.fail(fault)
+
 
 class _Naming:
     """A place in the FIFO of a lease that is about to be lent, for our own HELLO .. SETNAME."""
@@ -141,6 +146,10 @@ class _Naming:
 
     def lost(self) -> None:
         """The session that waits is told by `Leases.lost`."""
+
+    def fail(self, fault: Exception) -> None:
+        """Nobody's: the connection's, then."""
+        raise fault
 
 
 class Leases:
@@ -169,16 +178,23 @@ class Leases:
         while self._queue:
             session, _ = self._queue[0]
             if session.state is SessionState.BORROWING:
-                lease = self._find(session.lane.identity)
-                if lease is None:
-                    return
-                self._queue.popleft()
-                lease.session = session
-                lease.used = True
-                session.lease = lease
-                self._prepare(lease, session)
+                with contained(session):  # then it has left
+                    if not self._lend(session):
+                        return
             else:
                 self._queue.popleft()  # it has left
+
+    def _lend(self, session: Session) -> bool:
+        """Whether there was something to lend to the first in the queue."""
+        lease = self._find(session.lane.identity)
+        if lease is None:
+            return False
+        self._queue.popleft()
+        lease.session = session
+        lease.used = True
+        session.lease = lease
+        self._prepare(lease, session)
+        return True
 
     def _find(self, identity: Identity) -> Lease | None:
         idle = self._idle.get(identity)
@@ -198,7 +214,7 @@ class Leases:
         """Nothing is sent before the connection stands, is known to owe nothing, and has the client's name."""
         if lease.lane.link is None:
             return
-        if lease.in_doubt:
+        if lease.unproven:
             self._exchange.fence(lease.lane, lambda: self._proven(lease))
         elif lease.name != session.name:
             lease.name = session.name
@@ -210,7 +226,7 @@ class Leases:
             self.named(lease)
 
     def _proven(self, lease: Lease) -> None:
-        lease.in_doubt = False
+        lease.unproven = False
         if lease.session is not None:
             self._prepare(lease, lease.session)
 
@@ -283,7 +299,8 @@ class Leases:
         session = lease.session
         if session is not None:
             session.lease = None
-            self._refuse(session, reply)
+            with contained(session):
+                self._refuse(session, reply)
         self.serve()
 
     def lost(self, lane: Lane) -> None:
@@ -298,7 +315,8 @@ class Leases:
             session.lease = None
             self._queue.appendleft((session, self._exchange.now))  # its request has not left
         elif session is not None:
-            self._exchange.depart(session)  # with nothing in flight, perhaps, but with a transaction open
+            with contained(session):
+                self._exchange.depart(session)  # with nothing in flight, perhaps, but with a transaction open
         self.serve()
 
     def is_idle(self, lane: Lane) -> bool:
@@ -320,7 +338,8 @@ class Leases:
                 if since + patience > now:
                     return
                 self._queue.popleft()
-                self._refuse(session, replies.no_lease(self.limit))
+                with contained(session):
+                    self._refuse(session, replies.no_lease(self.limit))
             else:
                 self._queue.popleft()
 

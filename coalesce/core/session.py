@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Peer(Protocol):
-    """The client as the core sees it. No method may raise."""
+    """The client as the core sees it. No method raises anything but faults of ours, and `fail` not even these."""
 
     def write(self, data: bytes, /) -> None:
         """Sends, or keeps until it can be sent. Never waits."""
@@ -45,6 +45,9 @@ class Peer(Protocol):
 
     def close(self) -> None:
         """Closes, once all that was written has been sent."""
+
+    def fail(self, fault: Exception, /) -> None:
+        """A fault of ours while this client was served: says so, and closes at once. The session departs with it."""
 
     def pin(self, lane: Lane, pending: bytes, /) -> None:
         """Goes on for good with the connection of this lane, which is over; `pending`: requests that were not sent.
@@ -168,3 +171,6 @@ class Session:
     def lost(self) -> None:
         """A request of this session was in flight on a connection that is gone: so is the client's (promise 3)."""
         self._exchange.depart(self)
+
+    def fail(self, fault: Exception) -> None:
+        self.peer.fail(fault)

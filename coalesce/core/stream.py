@@ -61,7 +61,7 @@ class Verdict:
             self.over = True
             assert session.lease is not None
             # (Who has not authenticated is told nothing but that, and that there is no such command.)
-            session.lease.in_doubt = session.lane.authenticated
+            session.lease.unproven = session.lane.authenticated
             session.owed -= 1
             session.write(line + found)
 

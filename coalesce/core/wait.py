@@ -54,6 +54,10 @@ class _Mark:
     def lost(self) -> None:
         """The session is told."""
 
+    def fail(self, fault: Exception) -> None:
+        """Nobody's: the connection's, then."""
+        raise fault
+
 
 class _Waiting:
     """A place in the FIFO for the request itself."""
@@ -82,6 +86,9 @@ class _Waiting:
 
     def lost(self) -> None:
         self._session.lost()
+
+    def fail(self, fault: Exception) -> None:
+        self._session.fail(fault)
 
 
 def requests(session: Session, lease: Lease, arguments: list[bytes]) -> list[tuple[bytes, Caller]]:

@@ -43,6 +43,9 @@ class Peer:
     def close(self) -> None:
         raise AssertionError("nobody closes in here")
 
+    def fail(self, fault: Exception) -> None:
+        raise fault
+
     def pin(self, lane: Lane, pending: bytes) -> None:
         raise AssertionError(f"{pending!r} should ride, not be pinned to {lane!r}")
 

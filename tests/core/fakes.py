@@ -36,6 +36,9 @@ class RecordingPeer:
     def close(self) -> None:
         self.closed = True
 
+    def fail(self, fault: Exception) -> None:
+        raise fault
+
     def pin(self, lane: Lane, pending: bytes) -> None:
         self.pinned = lane, pending
 
@@ -70,6 +73,9 @@ class Caller:
         self.got += data
 
     write_more = write
+
+    def fail(self, fault: Exception) -> None:
+        raise fault
 
     def lost(self) -> None:
         self.was_lost = True

@@ -318,6 +318,9 @@ class Client:
     def close(self) -> None:
         self.closed = True
 
+    def fail(self, fault: Exception) -> None:
+        raise fault
+
     def pin(self, lane: Lane, pending: bytes) -> None:
         assert self.here
         assert lane.state is LaneState.CLOSED

@@ -49,6 +49,9 @@ class CoreClient:
     def close(self) -> None:
         self.closed = True
 
+    def fail(self, fault: Exception) -> None:
+        raise fault
+
     def pin(self, lane: Lane, pending: bytes) -> None:
         self.pinned = lane, pending + b"".join(self.unread)
         self.unread.clear()
