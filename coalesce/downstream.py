@@ -51,6 +51,8 @@ _BACKLOG = 4096
 _ACCEPTS = 10
 # Seconds without accepting after an error, such as no descriptor being left.
 _PAUSE = 0.1
+# Seconds in which clients are accepted, and none in vain, until the trouble is over.
+_WORKS_AGAIN = 1.0
 # What follows a fault of ours.
 _CLOSED = "the client is closed"
 
@@ -352,7 +354,7 @@ class Clients:
             while True:
                 self.poller.add(sock, listener, READABLE)
                 try:
-                    await listener.failed.wait()
+                    await listener.in_trouble()
                 finally:
                     self.poller.remove(sock)
                 await trio.sleep(_PAUSE)
@@ -422,6 +424,9 @@ class Listener:
         self._clients = clients
         self._sock = sock
         self.failed = trio.Event()  # the process is out of descriptors, or of memory
+        self._failures = 0  # of this outage
+        self._since = 0.0  # the first of them
+        self._works = False  # somebody was accepted after the last of them
 
     def on_ready(self, flags: int) -> None:
         """Accepts who waits."""
@@ -429,13 +434,33 @@ class Listener:
         try:
             for _ in range(_ACCEPTS):
                 sock, _ = self._sock.accept()
+                self._works = True
                 self._clients.welcome(sock)
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as problem:
             # Out of descriptors or memory, or one of the network's errors that accept(2) passes on.
-            log.warning("%s: can't accept clients for the moment: %s", self, problem.strerror or problem)
+            if not self._failures:
+                log.warning("%s: can't accept clients for the moment: %s", self, problem.strerror or problem)
+                self._since = trio.current_time()
+            self._failures += 1
             self.failed.set()
+
+    async def in_trouble(self) -> None:
+        """Waits until nobody can be accepted. That is said once, and once that it is over, however often it is tried.
+
+        (Not as soon as one is accepted again: he may have taken the only descriptor that was left.)
+        """
+        while self._failures:
+            self._works = False
+            with trio.move_on_after(_WORKS_AGAIN):
+                await self.failed.wait()
+                return
+            if self._works:
+                lasted = trio.current_time() - self._since
+                log.info("%s: accepting clients again, after %.1f s (attempts: %d)", self, lasted, self._failures)
+                self._failures = 0
+        await self.failed.wait()
 
     def __str__(self) -> str:
         name = self._sock.getsockname()

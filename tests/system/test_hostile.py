@@ -21,6 +21,7 @@ there up to three times for a moment: as it came, cut, and packed.
 from __future__ import annotations
 
 import contextlib
+import re
 import resource
 import socket
 import statistics
@@ -28,9 +29,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .certificates import Authority
 from .hostile import KB, MB, STORMS, Neighbour, Storm, Watch, attacked, lanes, pour
 from .processes import Coalesce, closing_line, eventually, executables, running_coalesce, running_server
-from .wire import Wire, bulk, pack
+from .wire import TlsWire, Wire, bulk, pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -438,7 +440,7 @@ def test_descriptors_run_out(server):
         neighbour.window()
         before = lanes(control)
         waiting = [stack.enter_context(coalesce.connect()) for _ in range(wanted)]
-        eventually(lambda: "can't accept clients for the moment" in coalesce.stderr)
+        eventually(lambda: "can't accept clients for the moment: Too many open files" in coalesce.stderr)
         for wire in waiting:
             wire.send(pack("PING"))
         served = [wire for wire in waiting[: limit // 2] if wire.reply() == PONG]
@@ -457,6 +459,41 @@ def test_descriptors_run_out(server):
             assert late.ask("PING") == PONG
         neighbour.window()
         assert lanes(control) == before
+        (attempts,) = tried_in_vain(coalesce, 1)
+        assert attempts > 1
         code, stderr = coalesce.stop()
         assert code == 0, stderr
         assert closing_line(stderr).commands > wanted
+
+
+def tried_in_vain(coalesce: Coalesce, outages: int) -> list[int]:
+    """How often, in each of so many outages. One line is said when it begins, and one when it is over."""
+    over = r"listener \S+: accepting clients again, after [\d.]+ s \(attempts: (\d+)\)"
+    eventually(lambda: len(re.findall(over, coalesce.stderr)) >= outages)
+    attempts = [int(found) for found in re.findall(over, coalesce.stderr)]
+    assert coalesce.stderr.count("can't accept clients") == len(attempts) == outages
+    return attempts
+
+
+def test_descriptors_run_out_of_a_tls_listener(server, tmp_path):
+    """The same, in two outages: who has waited gets his handshake."""
+    authority = Authority(tmp_path, "ours")
+    own = authority.issue()
+    limit, wanted = 48, 64
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with running_coalesce(server.url, "--tls-cert", str(own.certificate), "--tls-key", str(own.key)) as coalesce:
+        for outage in range(2):
+            with contextlib.ExitStack() as stack:
+                first = stack.enter_context(TlsWire(coalesce.address, authority.trusting()))
+                resource.prlimit(coalesce.pid, resource.RLIMIT_NOFILE, (limit, hard))
+                for _ in range(wanted):  # who say nothing
+                    stack.enter_context(socket.create_connection(coalesce.address))
+                eventually(lambda: coalesce.stderr.count("can't accept clients for the moment") == outage + 1)  # noqa: B023
+                for _ in range(3):
+                    assert first.ask("PING") == PONG
+            with TlsWire(coalesce.address, authority.trusting()) as late:
+                assert late.ask("PING") == PONG
+            assert all(tried_in_vain(coalesce, outage + 1))
+            resource.prlimit(coalesce.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        code, stderr = coalesce.stop()
+        assert code == 0, stderr
