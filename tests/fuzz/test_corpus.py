@@ -88,7 +88,7 @@ SPLITTERS = {
         "if before > 1 >= self._passing and data[before - 2] != 13:",
         "if False:",
     ),
-    "a reply is its neighbour's": ("if owner is not caller:", "if owner is not caller and caller is None:"),
+    "a reply is its neighbour's": ("owner = next_caller()\n", "owner = next_caller() if caller is None else caller\n"),
     "one byte is kept twice": ("self._keep(data[position:])", "self._keep(data[position - 1 :])"),
 }  # fmt: skip
 
