@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from coalesce.core.containment import contained
 from coalesce.core.errors import Desync, UpstreamError
 from coalesce.core.fence import Fence
-from coalesce.core.resp import CRLF, SHORT_LENGTHS, skip_elements, unpack
+from coalesce.core.resp import CRLF, SHORT_LENGTHS, Passage, skip_elements, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,10 +153,8 @@ class Lane:
         self._timed_from = 0.0  # when the batch left whose first reply tells the round trip
         self._timing = False  # ... and whether one is under way
         self._tail = b""  # the beginning of a reply
-        self._outstanding = 0  # of the reply that is being passed on as it comes: elements missing,
-        self._passing = 0  # ... bytes missing of the bulk string at hand,
-        self._begun = False  # ... and whether its caller has got a piece of it
-        self._passed = 0  # ... bytes passed of it
+        self._passage: Passage | None = None  # of the reply that is being passed on as it comes,
+        self._passed = 0  # ... and the bytes passed of it
         self.had_large: list[Caller] = []  # those who have been given a large reply; emptied by the exchange
         # Counted for the closing line.
         self.commands = 0
@@ -214,8 +212,8 @@ class Lane:
         self.link = None
         self.send = None
         self._tail = b""
-        self._outstanding = self._passing = self._passed = 0
-        self._begun = False
+        self._passage = None
+        self._passed = 0
         in_flight, self.in_flight = self.in_flight, deque()
         for caller in in_flight:
             with contained(caller):
@@ -315,8 +313,8 @@ class Lane:
         if self._tail:
             data = self._tail + data
             self._tail = b""
-        if self._outstanding or self._passing:
-            data = self._pass_on(data)
+        if self._passage is not None:
+            data = self._pass_on(data, self._passage)
         find = data.find
         next_caller = self.in_flight.popleft
         short = SHORT_LENGTHS.get
@@ -400,41 +398,31 @@ class Lane:
         if len(beginning) < STREAM_FROM:
             self._tail = beginning
             return
-        self._outstanding = 1
-        rest = self._pass_on(beginning)
+        self._passage = Passage()
+        rest = self._pass_on(beginning, self._passage)
         if rest:
             raise Desync("a reply ended twice")
 
-    def _pass_on(self, data: bytes) -> bytes:
+    def _pass_on(self, data: bytes, passage: Passage) -> bytes:
         """Passes on what `data` has of the reply at the head; what lies behind that reply is returned."""
         head = self.in_flight[0]
-        before = self._passing
-        position = min(before, len(data))
-        self._passing -= position
-        # The line end may come in two chunks.
-        if before > 1 >= self._passing and data[before - 2] != 13:
-            raise Desync("a bulk string without an end")
-        if not self._passing:
-            if position and data[position - 1] != 10:
-                raise Desync("a bulk string without an end")
-            position, self._outstanding, self._passing = skip_elements(data, position, self._outstanding)
-        if self._outstanding or self._passing:
+        position = passage.skip(data)
+        if not passage.over:
+            self._tail = data[position:]
             if position:
                 self._write_piece(head, data[:position])
-            self._tail = data[position:]
             return b""
+        self._passage = None
         self.in_flight.popleft()
         head.owed -= 1
         self._write_piece(head, data[:position])
         if self._passed >= LARGE:
             self.had_large.append(head)
         self._passed = 0
-        self._begun = False
         return data[position:]
 
     def _write_piece(self, head: Caller, piece: bytes) -> None:
+        begun = self._passed > 0
         self._passed += len(piece)
-        write = head.write_more if self._begun else head.write
-        self._begun = True
         with contained(head):
-            write(piece)
+            (head.write_more if begun else head.write)(piece)

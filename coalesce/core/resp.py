@@ -357,6 +357,71 @@ def skip_elements(  # noqa: C901 (one walk: a type each)
     return position, outstanding, 0
 
 
+def _before_half_an_end(data: bytes) -> int:
+    return len(data) - data.endswith(b"\r")
+
+
+# A length, its type and its line end have no more bytes than this.
+_LONGEST_HEADER = 32
+
+
+class Passage:
+    """A reply that is passed on as it comes, of any size and any depth: what it still lacks.
+
+    A line (a script's status may have 16 MB) is passed on like the rest: nothing but the beginning of a length, or half
+    a line end, has to be kept. So the cost is linear, whatever the reply is made of.
+    """
+
+    __slots__ = ("_arrays", "_in_line", "_outstanding", "_passing")
+
+    def __init__(self, arrays: frozenset[int] = _ARRAYS) -> None:
+        self._arrays = arrays
+        self._outstanding = 1  # elements missing,
+        self._passing = 0  # ... bytes missing of the bulk string at hand, its line end included,
+        self._in_line = False  # ... and whether it is in the middle of a line, which is one of the elements
+
+    @property
+    def over(self) -> bool:
+        return not (self._outstanding or self._passing)
+
+    def skip(self, data: bytes, position: int = 0) -> int:
+        """How far `data`, from `position` on, is this reply's.
+
+        If it is not over then, what lies behind is to be handed in again, with what follows. Raises as `skip_elements`.
+        """
+        if self._in_line:
+            end = data.find(CRLF, position)
+            if end < 0:
+                return _before_half_an_end(data)
+            self._in_line = False
+            self._outstanding -= 1
+            position = end + 2
+        elif self._passing:
+            position = self._skip_bulk(data, position)
+            if self._passing:
+                return position
+        position, self._outstanding, self._passing = skip_elements(data, position, self._outstanding, self._arrays)
+        if self._outstanding and not self._passing and position < len(data):
+            if data[position] in _LINES:
+                self._in_line = True
+                return _before_half_an_end(data)
+            if len(data) - position > _LONGEST_HEADER:
+                raise Desync(f"a length of {data[position + 1 : position + 21]!r}")
+        return position
+
+    def _skip_bulk(self, data: bytes, position: int) -> int:
+        before = self._passing
+        passed = min(before, len(data) - position)
+        self._passing -= passed
+        # The line end may come in two chunks.
+        if before > 1 >= self._passing and data[position + before - 2] != 13:
+            raise Desync("a bulk string without an end")
+        position += passed
+        if not self._passing and data[position - 1] != 10:
+            raise Desync("a bulk string without an end")
+        return position
+
+
 def reply_end(data: bytes, position: int = 0) -> int:
     """Where the reply at `position` ends, -1 when it is incomplete. Raises as `skip_elements`."""
     end, outstanding, passing = skip_elements(data, position, 1)

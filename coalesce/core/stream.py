@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import coalesce.core.errors as replies
 from coalesce.core.errors import Desync
 from coalesce.core.lane import STREAM_FROM
-from coalesce.core.resp import CRLF, WITH_PUSHES, reply_end, skip_elements
+from coalesce.core.resp import CRLF, WITH_PUSHES, Passage, reply_end, skip_elements
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +64,8 @@ class Verdict:
             session.lease.unproven = session.lane.authenticated
             session.owed -= 1
             session.write(line + found)
+        elif len(self._refusal) >= STREAM_FROM:
+            self._exchange.accepted(session)  # not worth waiting for its end: the client keeps the connection
 
 
 # What confirmations begin with; those of shard channels have a count of their own.
@@ -111,7 +113,7 @@ class Subscriber:
         self.opening = True  # the reply to a PING of ours is still to come, and the connection can't be handed on
         self._asked = False
         self._tail = b""  # the beginning of a frame
-        self._outstanding = self._passing = 0  # of a large frame that is being passed on: see `skip_elements`
+        self._passage: Passage | None = None  # of a large frame that is being passed on
 
     @property
     def _subscribed(self) -> bool:
@@ -158,6 +160,8 @@ class Subscriber:
         """What lies behind the first answer, once that is whole."""
         end = reply_end(data)
         if end < 0:
+            if len(data) >= STREAM_FROM:
+                raise Desync("no answer to our PING")
             self._tail = data
             return b""
         self.opening = False
@@ -174,19 +178,19 @@ class Subscriber:
         position = start = 0
         answered = looked = long = False
         while position < len(data):
-            if self._outstanding or self._passing:
-                position = self._skip(data, position)
-                if self._outstanding or self._passing:
+            if self._passage is not None:
+                position = self._passage.skip(data, position)
+                if not self._passage.over:
                     break
+                self._passage = None
                 continue
             end, outstanding, passing = skip_elements(data, position, 1, WITH_PUSHES)
             if outstanding or passing:
                 if len(data) - position < STREAM_FROM or self._is_confirmation(data, position):
                     long = len(data) - position > _LONG_CONFIRMATION
                     break
-                self._outstanding, self._passing = outstanding, passing
-                position = end
-                break
+                self._passage = Passage(WITH_PUSHES)
+                continue
             looked = True
             if self._asked and data[position:end] in self._answers:
                 self._session.peer.write(data[start:position])
@@ -211,19 +215,10 @@ class Subscriber:
 
     def _answered(self) -> None:
         self.over = not self._subscribed
-        if self.over and (self._tail or self._outstanding or self._passing):
+        if self.over and (self._tail or self._passage is not None):
             raise Desync("more than was asked for")
         self._session.owed -= 1
         self._exchange.answered(self._session)
-
-    def _skip(self, data: bytes, position: int) -> int:
-        if self._passing:
-            skipped = min(self._passing, len(data) - position)
-            self._passing -= skipped
-            position += skipped
-        if self._outstanding and not self._passing:
-            position, self._outstanding, self._passing = skip_elements(data, position, self._outstanding, WITH_PUSHES)
-        return position
 
     def _is_confirmation(self, data: bytes, position: int) -> bool:
         return data.startswith(self._confirmations + self._shard_confirmations, position)

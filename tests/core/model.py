@@ -216,13 +216,17 @@ def _pong(state: State, values: list[bytes]) -> bytes:
     return bulk(values[0]) if values else b"+PONG\r\n"
 
 
-def _answer_data(name: bytes, value: bytes, protocol: int) -> bytes:
+def _answer_data(name: bytes, value: bytes, protocol: int) -> bytes:  # noqa: PLR0911 (a command each)
     """One type of reply each."""
     match name:
         case b"GET":
             return bulk(value)
         case b"GETRANGE":
             return bulk((value + b"\r\n") * (20_000 // len(value)))
+        case b"TYPE":  # a line may have any length
+            return b"*2\r\n+" + value * (20_000 // len(value)) + b"\r\n-" + value * (20_000 // len(value)) + b"\r\n"
+        case b"LLEN":
+            return b"-ERR " + value * (20_000 // len(value)) + b"\r\n"
         case b"LRANGE":
             return b"*3\r\n" + bulk(value) + b"*2\r\n$-1\r\n:7\r\n" + bulk(b"")
         case b"HGETALL":

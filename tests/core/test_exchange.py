@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 
-from coalesce.core.errors import bulk
+import pytest
+
+from coalesce.core.errors import Desync, bulk
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.core.lane import LARGE, UNAUTHENTICATED_BATCH, UNSENT_LIMIT, Lane, Limits
@@ -152,6 +154,36 @@ def test_the_name_of_a_channel_without_end_is_not_waited_for() -> None:
         given += 1
     assert 1024 * 1024 <= len(peer.written) < 1024 * 1024 + 2 * 65_536
     assert peer.written == b"".join(chunks[:given])
+
+
+def test_a_long_line_to_a_subscriber_is_passed_on_as_it_comes() -> None:
+    """What is kept is looked at again with each chunk."""
+    exchange, peer, _, lane, _ = subscriber()
+    exchange.replies(lane, bulk(b"secret 1") + SUBSCRIBED, 0.0)
+    for chunk in (b"-", *[b"x" * 20_000] * 10):
+        before = peer.written
+        exchange.replies(lane, chunk, 0.0)
+        assert chunk == b"-" or peer.written[len(before) :].endswith(chunk)
+    exchange.replies(lane, b"\r", 0.0)
+    exchange.replies(lane, b"\n+next\r\n+la", 0.0)
+    assert peer.written == SUBSCRIBED + b"-" + b"x" * 200_000 + b"\r\n+next\r\n"
+
+
+def test_a_long_refusal_of_what_pins_is_not_waited_for() -> None:
+    exchange, peer, session, lane, _ = borrower(b"CLIENT", b"TRACKING", b"ON")
+    refusal = b"-ERR " + b"x" * 20_000
+    exchange.replies(lane, refusal[:100], 0.0)
+    assert session.state is SessionState.PINNING
+    exchange.replies(lane, refusal[100:], 0.0)
+    assert session.state is SessionState.PINNED
+    assert peer.written == refusal
+
+
+def test_what_answers_our_ping_is_not_waited_for_without_end() -> None:
+    exchange, _, _, lane, _ = subscriber()
+    exchange.replies(lane, b"-" + b"x" * 10_000, 0.0)
+    with pytest.raises(Desync):
+        exchange.replies(lane, b"x" * 10_000, 0.0)
 
 
 def test_replconf_ack_has_no_reply_to_wait_for() -> None:

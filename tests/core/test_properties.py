@@ -603,7 +603,10 @@ def outage(identity: Identity) -> bytes:
 
 # --- requests ---
 
-UNIQUE = [[b"ECHO"], [b"GET"], [b"get"], [b"GETRANGE"], [b"lRange"], [b"HGETALL"], [b"incr"], [b"GET"], [b"ECHO"]]
+UNIQUE = [
+    [b"ECHO"], [b"GET"], [b"get"], [b"GETRANGE"], [b"lRange"], [b"HGETALL"], [b"incr"], [b"GET"], [b"ECHO"], [b"TYPE"],
+    [b"LLEN"],
+]  # fmt: skip
 FIXED = [
     [b"PING"], [b"Ping"], [b"SET", b"k", b"\r\n*1\r\n$4\r\nPING\r\n"], [b"SELECT", b"1"], [b"SELECT", b"0"],
     [b"select", b"99"], [b"HELLO", b"3"], [b"HELLO", b"2"], [b"HELLO"], [b"AUTH", b"good"], [b"AUTH", b"u", b"shifty"],
@@ -691,7 +694,7 @@ subscriptions = st.lists(
 gaps = st.builds(
     lambda begin, end: [*begin, [b"UNSUBSCRIBE"], end],
     st.sampled_from([[[b"SUBSCRIBE", b"a"]], [[b"SUBSCRIBE", b"a"]], []]),
-    st.sampled_from([[b"SUBSCRIBE", b"b"], [b"SSUBSCRIBE", b"a"], [b"GET"], [b"GETRANGE"]]),
+    st.sampled_from([[b"SUBSCRIBE", b"b"], [b"SSUBSCRIBE", b"a"], [b"GET"], [b"GETRANGE"], [b"TYPE"]]),
 )
 lasts = st.one_of(st.sampled_from(LAST).map(twins.canonical), st.sampled_from(BROKEN))
 

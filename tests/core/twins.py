@@ -12,6 +12,8 @@ LINE_LIMIT = 64 * 1024
 SPACES = b" \t\n\v\f\r"  # isspace(): what is skipped before a word, and may follow a quote
 ENDS = b" \t\n\r"  # ... and what ends a word, which is less
 HEX = b"0123456789abcdefABCDEF"
+LINES = b"+-:_#,("  # types of one line
+LONGEST_HEADER = 32  # bytes of any other type's first line are more than enough
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
 
 
@@ -211,9 +213,11 @@ def _element_size(data: bytes) -> int:
         raise NoReply("an unknown type")
     line, found, _ = data.partition(b"\r\n")
     if not found:
+        if kind not in _each(LINES) and len(line) > LONGEST_HEADER:
+            raise NoReply("no length, whatever comes")
         raise Incomplete
     size = len(line) + 2
-    if kind in _each(b"+-:_#,("):
+    if kind in _each(LINES):
         return size
     length = _integer(line[1:])
     if length is None or length < -1 or (length == -1 and kind not in (b"$", b"*")):

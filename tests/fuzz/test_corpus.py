@@ -84,10 +84,6 @@ SPLITTERS = {
         "if data[end - 1] != 10 or data[end - 2] != 13:",
         "if False:",
     ),
-    "the line end of a large one is half looked at": (
-        "if before > 1 >= self._passing and data[before - 2] != 13:",
-        "if False:",
-    ),
     "a reply is its neighbour's": ("owner = next_caller()\n", "owner = next_caller() if caller is None else caller\n"),
     "one byte is kept twice": ("self._keep(data[position:])", "self._keep(data[position - 1 :])"),
 }  # fmt: skip
@@ -100,6 +96,28 @@ def test_a_broken_splitter_is_found(name: str, monkeypatch: pytest.MonkeyPatch) 
         code = getattr(other.Lane, function)
         original = getattr(lane_module.Lane, function)
         monkeypatch.setattr(lane_module.Lane, function, types.FunctionType(code.__code__, original.__globals__))
+    assert finds("replies", seed=1)
+
+
+PASSAGES = {
+    "the line end of a large one is half looked at": (
+        "if before > 1 >= self._passing and data[position + before - 2] != 13:",
+        "if False:",
+    ),
+    "half the end of a long line is passed on": (
+        "    return _before_half_an_end(data)\n            self._in_line",
+        "    return len(data)\n            self._in_line",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PASSAGES)
+def test_a_broken_passage_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = broken(resp_module, *PASSAGES[name])
+    for function in ("skip", "_skip_bulk"):
+        code = getattr(other.Passage, function)
+        original = getattr(resp_module.Passage, function)
+        monkeypatch.setattr(resp_module.Passage, function, types.FunctionType(code.__code__, original.__globals__))
     assert finds("replies", seed=1)
 
 
