@@ -285,6 +285,12 @@ def need_of(arguments: list[bytes]) -> Need:
     return row_of(name, arguments[1] if len(arguments) > 1 else None) or Need.PIN
 
 
+def may_have_no_reply(arguments: list[bytes]) -> bool:
+    """CLIENT REPLY OFF and SKIP, REPLCONF ACK: there is no verdict to wait for, and no place for an error of ours."""
+    words = [argument.upper() for argument in arguments[:2]]
+    return words == [b"CLIENT", b"REPLY"] or words[:1] == [b"REPLCONF"]
+
+
 def row_of(name: bytes, subcommand: bytes | None = None) -> Need | None:
     """What the table says of a command; None if it has no such row, so that the command is pinned for not being known.
 

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import coalesce.core.errors as replies
 from coalesce.core import wait
 from coalesce.core.client_state import Rewritten, shared_form
-from coalesce.core.commands import BLOCKING, RIDES, RIDES_FENCED, TRANSACTIONAL, Need, is_fenced, need_of
+from coalesce.core.commands import (
+    BLOCKING,
+    RIDES,
+    RIDES_FENCED,
+    TRANSACTIONAL,
+    Need,
+    is_fenced,
+    may_have_no_reply,
+    need_of,
+)
 from coalesce.core.containment import contained
 from coalesce.core.door import answer_locked, knock
 from coalesce.core.errors import ClientError, unavailable
@@ -699,7 +708,7 @@ class Exchange:
             case Need.SUBSCRIBE:
                 lease.stream = Subscriber(self, session, self._secret)
                 lease.stream.open(pack(arguments))
-            case Need.PIN if not _has_no_reply(arguments) and not self.draining:
+            case Need.PIN if not may_have_no_reply(arguments) and not self.draining:
                 lease.stream = Verdict(self, session)
                 session.owed += 1
                 session.become(SessionState.PINNING)
@@ -932,12 +941,6 @@ class Exchange:
             self._pin(session, None)  # the upstream is told that no more comes, and decides
         elif session.state in {SessionState.FLOWING, SessionState.LEASED}:
             self._end(session, b"")
-
-
-def _has_no_reply(arguments: list[bytes]) -> bool:
-    """CLIENT REPLY OFF and SKIP, REPLCONF ACK: there is no verdict to wait for."""
-    words = [argument.upper() for argument in arguments[:2]]
-    return words == [b"CLIENT", b"REPLY"] or words[0] == b"REPLCONF"
 
 
 def _blocks(arguments: list[bytes] | None) -> bool:

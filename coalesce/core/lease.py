@@ -21,7 +21,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import coalesce.core.errors as replies
-from coalesce.core.commands import BLOCKING, TRANSACTIONAL, Need, need_of
+from coalesce.core.commands import BLOCKING, TRANSACTIONAL, Need, may_have_no_reply, need_of
 from coalesce.core.containment import contained
 from coalesce.core.lane import Lane, LaneState
 from coalesce.core.resp import pack
@@ -346,14 +346,15 @@ class Leases:
     def _refuse(self, session: Session, reply: bytes) -> None:
         arguments, session.waiting = session.waiting, None
         need = need_of(arguments) if arguments else None
-        if need in {Need.RIDE, Need.BORROW, Need.SUBSCRIBE, Need.WAIT, Need.PIN}:
+        goes_on = {Need.RIDE, Need.BORROW, Need.SUBSCRIBE, Need.WAIT, Need.PIN}
+        if need in goes_on and not may_have_no_reply(arguments or []):
             session.become(SessionState.FLOWING)
             self._exchange.resume(session)  # nothing is owed to it
             session.peer.write(reply)
             self._exchange.advance(session)
         else:
             # What is behind it would run without the transaction, in another database, or as somebody else; or can't
-            # be told from a request that was never read whole.
+            # be told from a request that was never read whole; or its replies would stand where others are expected.
             session.peer.write(reply)
             self._exchange.depart(session)
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from coalesce.core.errors import Desync, bulk
+from coalesce.core.errors import Desync, bulk, no_lease
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.core.lane import LARGE, UNAUTHENTICATED_BATCH, UNSENT_LIMIT, Lane, Limits
@@ -191,6 +191,29 @@ def test_replconf_ack_has_no_reply_to_wait_for() -> None:
     assert session.state is SessionState.PINNED
     assert peer.pinned == (lane, canonical([b"REPLCONF", b"ACK", b"0"]))
     assert not link.batches
+
+
+SKIP = [b"CLIENT", b"REPLY", b"SKIP"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "closed"),
+    [(SKIP, True), ([b"client", b"reply", b"OFF"], True), ([b"REPLCONF", b"ACK", b"0"], True), ([b"MONITOR"], False)],
+)
+def test_a_refused_request_that_has_no_reply_is_not_given_one(request_: list[bytes], closed: bool) -> None:
+    """An error would stand where the next reply is expected, and each reply after it where the one behind it is."""
+    exchange = Exchange(BASE, lambda _: None, Limits(leases=0))
+    lane = exchange.lane(BASE)
+    link = RecordingLink(exchange, lane)
+    exchange.connected(lane, link, 0.0)
+    peer = RecordingPeer()
+    session = exchange.connect(peer)
+    exchange.receive(session, canonical(request_) + canonical([b"GET", b"a"]))
+    exchange.expire(now=5.1, patience=5.0)
+    exchange.flush(5.1)
+    assert peer.written == no_lease(0)
+    assert peer.closed == closed
+    assert link.batches == ([] if closed else [canonical([b"GET", b"a"])])
 
 
 def test_requests_of_before_a_loss_on_a_connection_that_wants_a_password() -> None:

@@ -572,7 +572,7 @@ class World:
         name = request[0].upper()
         # What is behind it must not run without it, unless it rides, and is refused along with it.
         # (Or it was closed by something else later on: see `_take_reply`.)
-        ends = closed and name in MOVING | {b"MULTI", b"WATCH", b"ASKING", b"*"}
+        ends = closed and (name in MOVING | {b"MULTI", b"WATCH", b"ASKING", b"*"} or request[1:2] == [b"REPLY"])
         possible = []
         if self.expired and name in BORROWING | MOVING:
             possible.append((no_lease(LIMITS.leases), state))
