@@ -287,9 +287,9 @@ class Lane:
         if self.first:
             request, caller = self.first.popleft()
             unsent, callers = [request, *unsent], [caller, *callers]
+        self.in_flight.extend(callers)  # before anything else may fail
         count = len(callers)
         batch = unsent[0] if len(unsent) == 1 else b"".join(unsent)
-        self.in_flight.extend(callers)
         self.commands += count
         self.batches += 1
         self.largest = max(self.largest, count)

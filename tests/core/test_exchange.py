@@ -216,6 +216,22 @@ def test_a_refused_request_that_has_no_reply_is_not_given_one(request_: list[byt
     assert link.batches == ([] if closed else [canonical([b"GET", b"a"])])
 
 
+def test_a_fault_while_a_batch_is_put_together_loses_nobody() -> None:
+    """Whoever is in it is told, as when the connection is lost."""
+    exchange = Exchange(BASE, lambda _: None)
+    lane = exchange.lane(BASE)
+    link = RecordingLink(exchange, lane)
+    link.fail = lambda _: exchange.lose(lane)  # type: ignore[method-assign]
+    exchange.connected(lane, link, 0.0)
+    peers = [RecordingPeer(), RecordingPeer()]
+    for peer in peers:
+        exchange.receive(exchange.connect(peer), PING)
+    lane.unsent[1] = None  # type: ignore[call-overload]  # a fault, as when memory is short
+    exchange.flush(0.0)
+    assert all(peer.closed for peer in peers)
+    assert lane.owed == 0
+
+
 def test_requests_of_before_a_loss_on_a_connection_that_wants_a_password() -> None:
     """They took the quick way, many in a piece, and are now sent a few at a time: bytes and places go together."""
     exchange = Exchange(BASE, lambda _: None, Limits(hold_below=0))
