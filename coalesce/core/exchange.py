@@ -845,7 +845,7 @@ class Exchange:
         if lane.has_unsent:
             held.append(lane)
         busy = lane.send is None or lane.large
-        if lane.owed >= lane.limit or (busy and sum(map(len, lane.unsent)) > UNSENT_LIMIT):
+        if lane.owed >= lane.limit or (busy and lane.unsent_weight() > UNSENT_LIMIT):
             lane.full = True
 
     def replies(self, lane: Lane, data: bytes, now: float) -> None:

@@ -143,6 +143,8 @@ class Lane:
         self.unsent: list[bytes] = []
         self.callers: list[Caller] = []
         self.first: deque[tuple[bytes, Caller]] = deque()  # unsent, too: each waits for a batch that it can begin
+        self._weighed = 0  # how many pieces of `unsent` have been looked at for their length,
+        self._weight = 0  # ... and their bytes
         self.in_flight: deque[Caller] = deque()
         self.link: Link | None = None  # None: not connected
         self.send: Callable[[bytes], None] | None = None  # None: not connected, or still busy with the last batch
@@ -255,8 +257,15 @@ class Lane:
         self.unsent = []
         self.callers = []
         self.first.clear()
+        self._weighed = self._weight = 0
 
     # --- requests ---
+
+    def unsent_weight(self) -> int:
+        """Bytes of the unsent requests. Only those that came since the last call are looked at."""
+        self._weight += sum(map(len, self.unsent[self._weighed :]))
+        self._weighed = len(self.unsent)
+        return self._weight
 
     def idle_for(self, now: float) -> float:
         """Seconds since a batch left, if nothing is owed; else 0."""
@@ -274,16 +283,20 @@ class Lane:
 
     def take_batch(self, now: float) -> bytes:
         """The bytes of the unsent requests, which are in flight from here on: a byte of them may leave (I7)."""
-        callers = self.callers
-        unsent = self.unsent
-        self.unsent = []
-        self.callers = []
-        if callers and (self.large or not self.authenticated):
-            if len(unsent) != len(callers):  # from before the connection was lost, when they took the quick way
-                unsent = unpack(b"".join(unsent))
+        if self.callers and (self.large or not self.authenticated):
+            if len(self.unsent) != len(self.callers):  # from before a loss, when they took the quick way
+                self.unsent = unpack(b"".join(self.unsent))
+                self._weighed = self._weight = 0
             most = 1 if self.large else UNAUTHENTICATED_BATCH
-            self.unsent, unsent = unsent[most:], unsent[:most]
-            self.callers, callers = callers[most:], callers[:most]
+            weight = self.unsent_weight()
+            unsent, callers = self.unsent[:most], self.callers[:most]
+            del self.unsent[:most], self.callers[:most]
+            self._weighed = len(self.unsent)
+            self._weight = weight - sum(map(len, unsent))
+        else:
+            unsent, callers = self.unsent, self.callers
+            self.unsent, self.callers = [], []
+            self._weighed = self._weight = 0
         if self.first:
             request, caller = self.first.popleft()
             unsent, callers = [request, *unsent], [caller, *callers]

@@ -352,6 +352,37 @@ def test_one_large_request_is_in_flight_at_a_time() -> None:
         pair.replies(True, b"+OK\r\n")
 
 
+class Weighed(bytes):
+    """A request that counts how often its length is asked for."""
+
+    asked = 0
+
+    def __len__(self) -> int:
+        Weighed.asked += 1
+        return super().__len__()
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_what_waits_is_weighed_once(busy: bool) -> None:
+    """Not in every flush: that is everybody's, and thousands of requests may wait for what is large."""
+    pair = Pair()
+    lane = pair.lanes[True]
+    if busy:
+        lane.send = None
+    peer = RecordingPeer()
+    session = pair.exchange.connect(peer)
+    Weighed.asked = 0
+    for _ in range(100):
+        pair.exchange.enqueue(lane, Weighed(PING), session)
+    for _ in range(100):
+        pair.exchange.flush(0.0)
+        if not busy:
+            pair.exchange.replies(lane, b"+PONG\r\n", 0.0)
+    assert 100 <= Weighed.asked <= 300
+    assert pair.links[True].batches == ([] if busy else [PING] * 100)
+    assert session.owed == (100 if busy else 0)
+
+
 def test_without_a_connection_for_it_what_is_large_rides_with_the_rest() -> None:
     exchange = Exchange(BASE, lambda _: None)
     lane = exchange.lane(BASE)
