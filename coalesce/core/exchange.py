@@ -67,7 +67,7 @@ class Totals(NamedTuple):
     def and_(self, lane: Lane) -> Totals:
         """One lane more; one that has carried nothing was refused, or had no upstream."""
         return Totals(
-            self.lanes + (lane.commands > lane.own),
+            self.lanes + (lane.batches > 0),
             self.commands + lane.commands - lane.own,
             self.batches + lane.batches,
             max(self.largest, lane.largest),

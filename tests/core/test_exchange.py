@@ -142,6 +142,13 @@ def test_the_secret_is_never_the_same() -> None:
     assert peer.written == SUBSCRIBED + UNSUBSCRIBED
 
 
+def test_a_lease_that_only_a_subscriber_had_is_counted() -> None:
+    exchange, _, session, _, _ = subscriber()
+    assert exchange.totals(exclusive=True).lanes == 1
+    exchange.depart(session)
+    assert exchange.totals(exclusive=True).lanes == 1
+
+
 def test_the_name_of_a_channel_without_end_is_not_waited_for() -> None:
     """Its confirmation is looked at whole, and looking again with each chunk would take the square of its length."""
     exchange, peer, _, lane, _ = subscriber()
