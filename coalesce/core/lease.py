@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from coalesce.core.stream import Subscriber, Verdict
 
 
+# What EXEC is answered when Redis drops the transaction: `execCommandAbort`, and where a cluster redirects it
+# (`processCommand`: `discardTransaction`).
+_DISCARDED = (b"-EXECABORT", b"-MOVED", b"-ASK", b"-TRYAGAIN", b"-CROSSSLOT", b"-CLUSTERDOWN")
+
+
 class Lease:
     """A lane with room for one session."""
 
@@ -75,8 +80,8 @@ class Lease:
     def replied(self, name: bytes, beginning: bytes) -> None:
         """What the upstream said to a transactional request, or how it began."""
         if name == b"EXEC":
-            # An aborted transaction is over; "EXEC without MULTI" and the like change nothing.
-            if not beginning.startswith(b"-") or beginning.startswith(b"-EXECABORT"):
+            # "EXEC without MULTI" and the like change nothing.
+            if not beginning.startswith(b"-") or beginning.startswith(_DISCARDED):
                 self.in_transaction = self._watching = False
         elif beginning.startswith(b"+OK"):  # not +QUEUED
             if name == b"MULTI":
