@@ -326,9 +326,7 @@ class Leases:
 
     def is_idle(self, lane: Lane) -> bool:
         """Whether nobody has used a lease since the last call; then it is buried, and its connection to be closed."""
-        lease = self.of.get(lane)
-        if lease is None:
-            return True
+        lease = self.of[lane]
         if lease.session is None and not lease.used:
             self._bury(lease)
             return True
