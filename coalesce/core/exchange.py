@@ -421,7 +421,6 @@ class Exchange:
         if session.throttled and session.owed <= self.limits.client // 2 and not session.lane.full:
             self.resume(session)
         if session.large and session.state is SessionState.FLOWING:
-            session.small += 1
             session.large = session.small < _SMALL_AGAIN
         if session.owed:
             return

@@ -166,6 +166,7 @@ class Session:
 
     def _write_and_look(self, data: bytes) -> None:
         self.peer.write(data)
+        self.small += 1  # or it turns out to be large: then it begins anew
         self._exchange.answered(self)
 
     def lost(self) -> None:

@@ -338,6 +338,18 @@ def test_who_was_given_a_large_reply_rides_there_until_it_is_given_small_ones() 
     assert pair.links[False].batches == [GET, PING]
 
 
+def test_a_reply_in_many_pieces_is_one_reply() -> None:
+    pair = Pair()
+    session = pair.exchange.connect(RecordingPeer())
+    pair.says(session, SET)
+    pair.replies(True, b"+OK\r\n")
+    pair.says(session, GET)
+    reply = bulk(b"x" * (LARGE // 2))
+    for at in range(0, len(reply), 1460):  # as it comes over a network
+        pair.exchange.replies(pair.lanes[True], reply[at : at + 1460], 0.0)
+    assert session.lane.large
+
+
 def test_who_pipelines_changes_once_nothing_is_owed() -> None:
     pair = Pair()
     session = pair.exchange.connect(RecordingPeer())
