@@ -377,26 +377,25 @@ class Lane:
                     caller.write(data[start:position])
                 break
             except Exception as problem:
-                if owner is not caller:
-                    # A fault of ours, and of nobody but that caller: the next reply has not been handed out, so its
-                    # owner is the head again.
-                    assert caller is not None
-                    if owner is not None:
-                        self.in_flight.appendleft(owner)
-                    faulty, caller, owner = caller, None, None
-                    start = position
-                    faulty.fail(problem)
-                    continue
-                if not isinstance(problem, IndexError | UpstreamError):
-                    raise
-                if self.link is None:
-                    return  # hung up, for want of the one it was lent to
-                # The last caller's replies were aligned as far as can be seen, and that is not far enough.
-                if caller is not None:
-                    with contained(caller):
-                        caller.lost()
-                why = "a reply that nobody asked for" if isinstance(problem, IndexError) else str(problem)
-                raise Desync(why) from problem
+                if owner is caller:
+                    if not isinstance(problem, IndexError | UpstreamError):
+                        raise
+                    if self.link is None:
+                        return  # hung up, for want of the one it was lent to
+                    # The last caller's replies were aligned as far as can be seen, and that is not far enough.
+                    if caller is not None:
+                        with contained(caller):
+                            caller.lost()
+                    why = "a reply that nobody asked for" if isinstance(problem, IndexError) else str(problem)
+                    raise Desync(why) from problem
+                # A fault of ours, and of nobody but that caller: the next reply has not been handed out, so its owner
+                # is the head again.
+                assert caller is not None
+                if owner is not None:
+                    self.in_flight.appendleft(owner)
+                faulty, caller, owner = caller, None, None
+                start = position
+                faulty.fail(problem)
         if position < size and self.link is not None:
             self._keep(data[position:])
 
