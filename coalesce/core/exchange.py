@@ -48,6 +48,8 @@ _EXEC = frozenset((b"EXEC", b"exec"))
 # What a session needs a connection of its own for, where it has none.
 _BORROWING = frozenset((Need.BORROW, Need.TRANSACTION, Need.ASKING, Need.SUBSCRIBE, Need.WAIT, Need.PIN))
 
+# In which requests are taken.
+_TAKING = frozenset((SessionState.FLOWING, SessionState.LEASED))
 _HOLDING = frozenset((SessionState.SETTLING, SessionState.BORROWING, SessionState.PINNING))
 _DEFAULTS = Limits()
 # Bytes of requests kept for a session that waits behind what may block. (Redis: client-query-buffer-limit, 1 GB.)
@@ -270,7 +272,10 @@ class Exchange:
         self.advance(session)
 
     def advance(self, session: Session) -> None:
-        """Dispatches the requests that have been read, as long as the session is read from."""
+        """Dispatches the requests that have been read, as long as the session is read from.
+
+        It does not end before all are: what is left when it is throttled is taken when it is resumed.
+        """
         reader = session.reader
         if reader is not None:
             self._take_requests(session, reader, None)
@@ -278,17 +283,17 @@ class Exchange:
             session.reader = None
         if session.state is SessionState.FLOWING:
             session.rewire()
-        if self.draining and session.state in {SessionState.FLOWING, SessionState.LEASED}:
+        if self.draining and session.state in _TAKING:
             if session.lease is not None and session.lease.blocking:
                 self.depart(session)
-            else:
+            elif not _has_more(session):
                 self._end(session, b"")
         if session.ended:
             self._look_at_end(session)
 
     def _take_requests(self, session: Session, reader: RequestReader, most: int | None) -> None:
         taken = 0
-        while session.state in {SessionState.FLOWING, SessionState.LEASED} and taken != most:
+        while session.state in _TAKING and not session.throttled and taken != most:
             if session.locked:
                 if not self._take_locked(session, reader):
                     return
@@ -305,6 +310,8 @@ class Exchange:
                 return
             self._dispatch(session, arguments)
             taken += 1
+            if session.lane.owed >= session.lane.limit:
+                session.lane.full = True
             if session.lane.full or session.owed >= self.limits.client:
                 self._throttle(session)
 
@@ -415,26 +422,30 @@ class Exchange:
         if not lane.unsent:
             self.dirty.append(lane)
         lane.unsent.append(request)
+        if len(lane.unsent) >= self.limits.client:
+            lane.full = True  # until something comes: what it is is not counted
 
     def answered(self, session: Session) -> None:
         """A session whose replies are looked at was given one."""
-        if session.throttled and session.owed <= self.limits.client // 2 and not session.lane.full:
+        goes_on = session.throttled and session.owed <= self.limits.client // 2 and not session.lane.full
+        if goes_on:
             self.resume(session)
         if session.large and session.state is SessionState.FLOWING:
             session.large = session.small < _SMALL_AGAIN
-        if session.owed:
-            return
-        if session.state is SessionState.FLOWING:
-            self._change_lane(session)
-        elif session.state in {SessionState.LEASED, SessionState.PINNING}:
-            if session.lease is not None and session.lease.clean:
-                self._flow_again(session)
-                self.advance(session)
-        elif session.state is SessionState.SETTLING:
-            self._settled(session)
+        if not session.owed:
+            if session.state is SessionState.FLOWING:
+                self._change_lane(session)
+            elif session.state in {SessionState.LEASED, SessionState.PINNING}:
+                if session.lease is not None and session.lease.clean:
+                    self._flow_again(session)
+                    goes_on = True
+            elif session.state is SessionState.SETTLING:
+                self._settled(session)
+                goes_on = True
+            elif session.state is SessionState.ENDING:
+                self._close(session)
+        if goes_on:
             self.advance(session)
-        elif session.state is SessionState.ENDING:
-            self._close(session)
 
     # --- what is large has a lane of its own ---
 
@@ -462,20 +473,23 @@ class Exchange:
         lane = self.large_lane(identity) if session.large else self.lane(identity)
         if lane.large and lane.state is not LaneState.READY:
             lane = self.lane(identity)
+        throttled = session.throttled
         if lane is not session.lane:
             self._ride_on(session, lane)
         session.rewire()
+        if throttled and not session.throttled:
+            self.advance(session)
 
     def _throttle(self, session: Session) -> None:
-        """Stops reading from a session. What has been read of it already, a chunk at the most, still takes its way."""
-        if session.throttled or not session.reading:
+        """Stops reading from a session. Of what has been read already, a chunk at the most still takes its way."""
+        if session.throttled or not (session.reading or session.state in _TAKING):
             return
         session.throttled = True
         session.lane.waiting.add(session)
         session.rewire()
 
     def resume(self, session: Session) -> None:
-        """Reads again from a session, if it was stopped."""
+        """Reads again from a session, if it was stopped. What has been read already is for `advance` to take."""
         session.throttled = False
         session.lane.waiting.discard(session)
         session.rewire()
@@ -513,7 +527,7 @@ class Exchange:
                 self._pin(session, session.waiting)
             elif not lease.marks:
                 self.depart(session)
-        elif session.state in {SessionState.FLOWING, SessionState.LEASED}:
+        elif session.state in _TAKING and not _has_more(session):
             self._end(session, b"")
 
     def _last_words(self, session: Session, reply: bytes) -> None:
@@ -920,9 +934,12 @@ class Exchange:
             return
         lane.full = False
         for session in list(lane.waiting):
+            if lane.full:
+                return  # of what the first of them had sent already
             if session.owed <= self.limits.client // 2:
                 with contained(session):
                     self.resume(session)
+                    self.advance(session)
 
     def drain(self) -> None:
         """Every session ends as soon as it is owed nothing; what may go on for ever is ended."""
@@ -938,8 +955,13 @@ class Exchange:
             self.depart(session)
         elif session.state is SessionState.PINNING:
             self._pin(session, None)  # the upstream is told that no more comes, and decides
-        elif session.state in {SessionState.FLOWING, SessionState.LEASED}:
+        elif session.state in _TAKING and not _has_more(session):
             self._end(session, b"")
+
+
+def _has_more(session: Session) -> bool:
+    """Whether some of what it sent may be requests that are still to be taken, once it is resumed."""
+    return session.throttled and session.reader is not None
 
 
 def _blocks(arguments: list[bytes] | None) -> bool:

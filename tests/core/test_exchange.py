@@ -200,6 +200,87 @@ def test_replconf_ack_has_no_reply_to_wait_for() -> None:
     assert not link.batches
 
 
+class Answering(RecordingLink):
+    """An upstream that answers each request with its number, when it is told to."""
+
+    def __init__(self, exchange: Exchange, lane: Lane) -> None:
+        super().__init__(exchange, lane)
+        self.lane = lane
+        self.most = 0  # requests of one batch
+        self.answered = 0
+
+    def answers(self) -> None:
+        """What it has been sent."""
+        count = sum(len(unpack(batch)) for batch in self.batches)
+        self.batches.clear()
+        self.most = max(self.most, count)
+        replies = b"".join(b":%d\r\n" % (self.answered + number) for number in range(count))
+        self.answered += count
+        self._exchange.replies(self.lane, replies, 0.0)
+        self._exchange.flush(0.0)
+
+
+LITTLE = Limits(client=10, lane=25, hold_below=0)
+
+
+BORROWS = canonical([b"FLUSHALL"])
+BLOCKS_AND_MOVES = canonical([b"BLPOP", b"k", b"1"]) + canonical([b"SELECT", b"0"])
+
+
+@pytest.mark.parametrize(
+    ("first", "how"),
+    [
+        (BLOCKS_AND_MOVES, "goes on"), (BORROWS, "goes on"), (BORROWS, "ends"), (BORROWS, "drains"),
+        (BORROWS, "drains later"),
+    ],
+)  # fmt: skip
+def test_what_was_held_keeps_to_the_limits(first: bytes, how: str) -> None:
+    """A client may have sent 1 MB behind what it waits for: 200,000 requests, and all others would wait for those."""
+    opened: list[Lane] = []
+    exchange = Exchange(BASE, opened.append, LITTLE)
+    links = [Answering(exchange, exchange.lane(BASE))]
+    exchange.connected(links[0].lane, links[0], 0.0)
+    peers = [RecordingPeer() for _ in range(5)]
+    for peer in peers:
+        session = exchange.connect(peer)
+        exchange.receive(session, first + b"GET\n" * 200)
+        if how == "ends":
+            exchange.end_of_input(session)
+    if how == "drains":
+        exchange.drain()
+    links += [Answering(exchange, lane) for lane in opened[1:]]
+    for link in links[1:]:
+        exchange.connected(link.lane, link, 0.0)
+    exchange.flush(0.0)
+    if how == "drains later":
+        exchange.drain()
+    for _ in range(200):
+        for link in links:
+            if link.lane.link is not None:
+                link.answers()
+    assert [peer.written.count(b"\r\n") for peer in peers] == [200 + len(unpack(first))] * 5
+    assert max(link.most for link in links) <= LITTLE.lane + LITTLE.client
+    assert [peer.closed for peer in peers] == [how != "goes on"] * 5
+
+
+def test_what_was_held_for_a_subscriber_keeps_to_the_limits() -> None:
+    opened: list[Lane] = []
+    exchange = Exchange(BASE, opened.append, LITTLE)
+    peer = RecordingPeer()
+    session = exchange.connect(peer)
+    exchange.receive(session, canonical([b"SUBSCRIBE", b"a"]) + b"PING\n" * 200)
+    link = Answering(exchange, opened[-1])
+    exchange.connected(opened[-1], link, 0.0)
+    exchange.flush(0.0)
+    exchange.replies(link.lane, bulk(b"secret") + SUBSCRIBED, 0.0)
+    for _ in range(100):
+        exchange.flush(0.0)
+        link.answers()
+    assert peer.written == SUBSCRIBED + b"".join(b":%d\r\n" % number for number in range(link.answered))
+    assert link.answered >= 200
+    assert link.most <= 3 * LITTLE.client
+
+
 SKIP = [b"CLIENT", b"REPLY", b"SKIP"]
 
 

@@ -1156,7 +1156,11 @@ class Proxy(RuleBasedStateMachine):
         on_its_way = streams and (self.upstreams[lease.lane].owes or lease.lane.unsent or client.got)
         assert session.owed or on_its_way or client.due is None, f"{client} said {client.due}, and nobody cares"
         if session.throttled:
-            held = [lane for lane in self.world.opened if lane.full and lane.owed and session in lane.waiting]
+            held = [
+                lane
+                for lane in self.world.opened
+                if lane.full and (lane.owed or on_its_way) and session in lane.waiting
+            ]
             assert session.owed or held, f"{client} is never read again"
         else:
             assert not self.exchange.draining, f"{client} goes on in a drain"
