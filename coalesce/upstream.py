@@ -192,8 +192,9 @@ class Keeper:
         self._poller = poller
         self._dialler = dialler
         self._patience = patience
+        self._homes = trio.lowlevel.ParkingLot()  # those who wait for news of the lane that theirs is to stand beside
 
-    async def keep(self, lane: Lane) -> None:
+    async def keep(self, lane: Lane) -> None:  # noqa: C901 (a dial, and each of its outcomes)
         """Keeps a lane connected, until its identity is refused or nobody rides it any more."""
         if lane.exclusive:
             await self._keep_lease(lane)
@@ -202,7 +203,7 @@ class Keeper:
         attempt = 0
         looks = _Looks()
         following: Dialled | None = None  # a connection that stands already
-        while True:
+        while await self._may_dial(lane):
             # An upstream that wants AUTH can be asked for its limit only by those who have it.
             ask = lane.identity == self._exchange.base or not self._exchange.lane(self._exchange.base).authenticated
             # Requests wait; the first attempt has its time all the same.
@@ -216,6 +217,7 @@ class Keeper:
                 if not self._exchange.is_base(lane):
                     log.debug("lane u%d: refused", lane.number)  # the reply may repeat the password
                     self._exchange.refuse(lane, refusal.reply)
+                    self._homes.unpark_all()
                     self._exchange.flush(perf_counter())
                     return
                 why = str(refusal)
@@ -223,11 +225,14 @@ class Keeper:
             except DialError as problem:
                 why = str(problem)
             else:
+                if lane.outdated or (lane.large and self._exchange.lane(lane.identity).turned_away):  # meanwhile
+                    dialled.sock.close()
+                    continue
                 since = trio.current_time()
                 following = await self._attend(lane, dialled, looks)
                 if lane.state is LaneState.CLOSED:
                     return
-                if following is not None:
+                if following is not None or lane.outdated:
                     continue
                 patience_ends = trio.current_time() + self._patience
                 attempt = 0 if trio.current_time() > since + _LIVED else attempt + 1
@@ -236,9 +241,31 @@ class Keeper:
             attempt += 1
             with self._poller.others_in_a_hurry():
                 await self._back_off(lane, attempt, patience_ends, why)
-            if lane.state is LaneState.FAILING and not lane.sessions and not self._exchange.is_base(lane):
+            if lane.state is LaneState.FAILING and not self._is_ridden(lane):
                 self._exchange.retire(lane)
+                self._homes.unpark_all()
                 return
+
+    async def _may_dial(self, lane: Lane) -> bool:
+        """A lane for large values waits until the usual one of its identity stands, beside which it is to be.
+
+        False: the lane is over.
+        """
+        if not lane.large:
+            return True
+        while lane.state is not LaneState.CLOSED:
+            home = self._exchange.lane(lane.identity)
+            if home.state is LaneState.READY and not home.turned_away:
+                lane.outdated = False
+                return True
+            if home.state is LaneState.FAILING and lane.state is LaneState.DIALLING:
+                self._exchange.fail(lane, home.why_failing)
+                self._exchange.flush(perf_counter())
+            if lane.state is LaneState.FAILING and not self._is_ridden(lane):
+                self._exchange.retire(lane)
+                return False
+            await self._homes.park()
+        return False
 
     async def _keep_lease(self, lane: Lane) -> None:
         """A leased connection: dialled once, for somebody who waits, and kept until it is lost or nobody borrows it."""
@@ -272,8 +299,10 @@ class Keeper:
         wake = trio.current_time() + pause(attempt)
         if lane.state is LaneState.DIALLING and patience_ends <= wake:
             await trio.sleep_until(patience_ends)
-            self._exchange.fail(lane, why)
-            self._exchange.flush(perf_counter())
+            if lane.state is LaneState.DIALLING:
+                self._exchange.fail(lane, why)
+                self._homes.unpark_all()
+                self._exchange.flush(perf_counter())
         await trio.sleep_until(wake)
 
     async def _attend(self, lane: Lane, dialled: Dialled, looks: _Looks | None = None) -> Dialled | None:
@@ -289,11 +318,11 @@ class Keeper:
         try:
             self._exchange.connected(lane, connection, dialled.round_trip)
             self._exchange.flush(perf_counter())
+            self._tell_the_large_one(lane)
             while True:
                 with trio.move_on_after(_IDLE) as idle:
                     await connection.news.wait()
-                if connection.lost.is_set():
-                    connection.report()
+                if await self._is_over(connection, lane):
                     return None
                 if idle.cancelled_caught:
                     if self._is_needed_no_longer(lane):
@@ -309,6 +338,7 @@ class Keeper:
                         connection.report()
                         return following
                 lane.turned_away = False
+                self._homes.unpark_all()
         finally:
             if not connection.lost.is_set():
                 connection.close()
@@ -317,10 +347,59 @@ class Keeper:
         """Whether nobody has used a lane for a while; it is closed then."""
         if lane.exclusive:
             return self._exchange.lease_is_idle(lane)
-        if lane.sessions or lane.owed or self._exchange.is_base(lane):
+        if lane.sessions or lane.owed or (not lane.large and self._is_ridden(lane)):
             return False
         self._exchange.retire(lane)
         return True
+
+    def _is_ridden(self, lane: Lane) -> bool:
+        """Whether a lane has to stay: also the usual one as long as there is one beside it, and a failing one, which is
+        remembered as such, as long as there are sessions that would ask for another.
+        """
+        if lane.large:
+            return bool(lane.sessions or self._exchange.lane(lane.identity).sessions)
+        beside = lane.identity in self._exchange.large_lanes
+        return bool(lane.sessions) or beside or self._exchange.is_base(lane)
+
+    def _tell_the_large_one(self, lane: Lane) -> None:
+        """A lane has a new connection; the one beside it, for large values, is to have one, too."""
+        if lane.large or lane.exclusive:
+            return
+        for large in self._beside(lane):
+            large.news.set()
+        self._homes.unpark_all()
+
+    def _beside(self, lane: Lane) -> list[Connection]:
+        """The connection for what is large of the same identity, if there is one."""
+        large = self._exchange.large_lanes.get(lane.identity)
+        return [large.link] if large is not None and isinstance(large.link, Connection) else []
+
+    async def _is_over(self, connection: Connection, lane: Lane) -> bool:
+        """Whether a connection is lost. One that is outdated is closed, once nothing is in flight on it."""
+        if lane.large and lane.outdated:
+            connection.hold()
+            await connection.emptied()
+            if not connection.lost.is_set():
+                connection.end()
+        if connection.lost.is_set():
+            connection.report()
+        return connection.lost.is_set()
+
+    async def _have_the_usual_one_look(self, connection: Connection, lane: Lane) -> None:
+        """A lane for large values was turned away. The usual one looks elsewhere, and it follows."""
+        home = self._exchange.lane(lane.identity)
+        if not isinstance(home.link, Connection):
+            return  # it does already
+        home.turned_away = True
+        home.link.news.set()
+        connection.hold()
+        with trio.move_on_after(_HELD_AT_MOST):
+            while not lane.outdated and not connection.lost.is_set():
+                connection.news = trio.Event()
+                await connection.news.wait()
+        connection.go_on()
+        connection.news.set()
+        self._exchange.flush(perf_counter())
 
     async def _look_elsewhere(self, connection: Connection, lane: Lane) -> Dialled | None:
         """The upstream said that it is the wrong one, or not ready: dials, and returns what is to follow.
@@ -328,11 +407,16 @@ class Keeper:
         None when nobody else is there: the upstream is a replica for good, or the failover is not through. Requests
         wait meanwhile, so that the next one reaches the new primary.
         """
+        if lane.large:
+            await self._have_the_usual_one_look(connection, lane)
+            return None
         self._dialler.close()  # its spare connections lead to where this one does
         dialled: Dialled | None = None
-        connection.hold()
+        held = [connection, *self._beside(lane)]
+        for each in held:
+            each.hold()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._let_go, connection)
+            nursery.start_soon(self._let_go, held)
             with suppress(Refused, DialError), self._poller.others_in_a_hurry():
                 dialled = await self._dialler.dial(lane.identity, CONNECTION_NAME)
             nursery.cancel_scope.cancel()
@@ -340,9 +424,9 @@ class Keeper:
             dialled.sock.close()
             dialled = None
         if dialled is None:
-            if not connection.lost.is_set():
-                connection.go_on()
-                self._exchange.flush(perf_counter())
+            for each in held:
+                each.go_on()
+            self._exchange.flush(perf_counter())
             return None
         connection.hold()
         try:
@@ -356,10 +440,11 @@ class Keeper:
             connection.end()
         return dialled
 
-    async def _let_go(self, connection: Connection) -> None:
+    async def _let_go(self, held: list[Connection]) -> None:
         """Who rides a lane waits for a look elsewhere, but not for one that takes long."""
         await trio.sleep(_HELD_AT_MOST)
-        connection.go_on()
+        for connection in held:
+            connection.go_on()
         self._exchange.flush(perf_counter())
 
 

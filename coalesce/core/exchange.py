@@ -471,7 +471,7 @@ class Exchange:
         """A session to which nothing is owed changes to the lane that is for what it moves, where that is connected."""
         identity = session.lane.identity
         lane = self.large_lane(identity) if session.large else self.lane(identity)
-        if lane.large and lane.state is not LaneState.READY:
+        if lane.large and (lane.state is not LaneState.READY or lane.outdated):
             lane = self.lane(identity)
         throttled = session.throttled
         if lane is not session.lane:
@@ -805,6 +805,10 @@ class Exchange:
         lane.connected(link, round_trip, self.now)
         if lane.exclusive:
             self.leases.connected(lane)
+        elif lane.large:
+            lane.outdated |= self.lane(lane.identity).state is not LaneState.READY
+        elif lane.connections > 1:
+            self._outdate(lane.identity)
         for session in list(lane.sessions):
             with contained(session):
                 session.rewire()
@@ -826,7 +830,19 @@ class Exchange:
     def replaced(self, lane: Lane) -> None:
         """A lane's connection is to be followed by one to another upstream; nothing is in flight on it."""
         self.lose(lane)
-        self.leases.renew()
+        if not lane.large:
+            self.leases.renew()
+
+    def _outdate(self, identity: Identity) -> None:
+        """The lane of an identity has a new connection: what it has besides may lead to another upstream.
+
+        After a failover that would be the old primary, which lacks what the new one has said +OK to. So what is for
+        large values sends no more, until it is dialled anew, and the leases are not lent again.
+        """
+        large = self.large_lanes.get(identity)
+        if large is not None:
+            large.outdated = True
+        self.leases.renew(identity)
 
     def flush(self, now: float) -> None:
         """Lets every batch leave that may. To be called after each round of reading, before waiting."""
@@ -905,7 +921,16 @@ class Exchange:
         Sessions that were there already, before a reconnect, are closed: with a connection of their own they would
         have to authenticate anew, and be told.
         """
+        large = self.large_lanes.get(lane.identity)
+        if large is not None:
+            self._refuse(large, reply)
+        self._refuse(lane, reply)
+
+    def _refuse(self, lane: Lane, reply: bytes) -> None:
+        if lane.link is not None:
+            lane.link.hang_up()
         lane.become(LaneState.CLOSED)
+        lane.outdated = True
         self._forget(lane)
         for session in list(lane.sessions):
             with contained(session):
@@ -920,6 +945,8 @@ class Exchange:
     def _forget(self, lane: Lane) -> None:
         del (self.large_lanes if lane.large else self.lanes)[lane.identity]
         self._count_out(lane)
+        if not lane.large:
+            self.leases.renew(lane.identity)  # the next lane may lead elsewhere
 
     def _count_out(self, lane: Lane) -> None:
         self._retired[lane.exclusive] = self._retired[lane.exclusive].and_(lane)

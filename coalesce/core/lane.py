@@ -150,6 +150,8 @@ class Lane:
         self.send: Callable[[bytes], None] | None = None  # None: not connected, or still busy with the last batch
         self.why_failing = "not connected yet"
         self.turned_away = False  # the upstream said that it is the wrong one, or not ready
+        self.outdated = False  # its identity has a newer connection, perhaps to another upstream
+        self.connections = 0  # so far
         self._round_trip = 0.0  # shortest seen on this connection, seconds
         self._left = 0.0  # when the last batch left
         self._timed_from = 0.0  # when the batch left whose first reply tells the round trip
@@ -204,6 +206,7 @@ class Lane:
         self.link = link
         self.send = link.send
         self.turned_away = False
+        self.connections += 1
         self._left = now
         self._round_trip = round_trip
         self._timing = False
@@ -273,10 +276,11 @@ class Lane:
 
     def may_flush(self, now: float) -> bool:
         """Whether the next batch should leave, or grow while another is in flight. A lone request never waits."""
+        if self.large:
+            # An upstream runs what has arrived in one go, and everybody else waits meanwhile.
+            return not self.in_flight and not self.outdated
         if not self.in_flight:
             return True
-        if self.large:
-            return False  # an upstream runs what has arrived in one go, and everybody else waits meanwhile
         return (self.authenticated and not self.first) and (
             len(self.callers) >= FULL_BATCH or self._round_trip >= self._hold_below or now - self._left > HOLD_AT_MOST
         )

@@ -238,7 +238,9 @@ class Leases:
     def connected(self, lane: Lane) -> None:
         """The connection stands. Whoever wanted it may have left."""
         lease = self.of[lane]
-        if lease.session is None:
+        if lane.outdated and lane.link is not None:
+            lane.link.hang_up()  # whoever waits for it waits for the next
+        elif lease.session is None:
             self._returned(lease)
         else:
             self._prepare(lease, lease.session)
@@ -271,17 +273,18 @@ class Leases:
 
     def _returned(self, lease: Lease) -> None:
         """A clean lease is idle, or goes to whoever has waited longest; unless its upstream is the wrong one."""
-        if lease.lane.turned_away:
+        if lease.lane.turned_away or lease.lane.outdated:
             self._hang_up(lease)
         elif not lease.dead:
             self._idle.setdefault(lease.lane.identity, []).append(lease)
         self.serve()
 
-    def renew(self) -> None:
-        """Nobody is lent what is connected now; those who have a lease keep it."""
+    def renew(self, identity: Identity | None = None) -> None:
+        """Nobody is lent what is connected now, or is being dialled; those who have a lease keep it."""
         for lease in list(self.of.values()):
-            lease.lane.turned_away = lease.lane.link is not None
-        for lease in [lease for leases in self._idle.values() for lease in leases]:
+            if identity in {None, lease.lane.identity}:
+                lease.lane.outdated = True
+        for lease in [lease for leases in self._idle.values() for lease in leases if lease.lane.outdated]:
             self._hang_up(lease)
 
     def pin(self, lease: Lease) -> None:

@@ -512,3 +512,34 @@ def test_a_session_counts_on_one_lane_whatever_it_is_lent() -> None:
     assert [lane.sessions for lane in pair.lanes] == [{session}, set()]
     pair.exchange.depart(session)
     assert [lane.sessions for lane in pair.lanes] == [set(), set()]
+
+
+def test_a_new_connection_of_the_usual_lane_is_followed_by_one_for_what_is_large() -> None:
+    """It may lead to another upstream: what was sent there must not be looked for on the old one."""
+    pair = Pair()
+    session = pair.exchange.connect(RecordingPeer())
+    pair.says(session, SET)
+    pair.exchange.lose(pair.lanes[False])
+    pair.exchange.connected(pair.lanes[False], RecordingLink(pair.exchange, pair.lanes[False]), 0.0)
+    assert pair.lanes[True].outdated
+    pair.replies(True, b"+OK\r\n")
+    pair.says(session, GET)
+    assert pair.links[True].batches == [SET]
+    assert session.lane is pair.lanes[False]
+
+
+def test_a_lease_that_is_being_dialled_when_the_upstream_is_another() -> None:
+    opened: list[Lane] = []
+    exchange = Exchange(BASE, opened.append)
+    exchange.connected(opened[0], RecordingLink(exchange, opened[0]), 0.0)
+    session = exchange.connect(RecordingPeer())
+    exchange.receive(session, canonical([b"WATCH", b"k"]))
+    exchange.replaced(opened[0])
+    link = RecordingLink(exchange, opened[1])
+    exchange.connected(opened[1], link, 0.0)
+    exchange.flush(0.0)
+    assert not link.batches
+    link = RecordingLink(exchange, opened[2])
+    exchange.connected(opened[2], link, 0.0)
+    exchange.flush(0.0)
+    assert link.batches == [canonical([b"WATCH", b"k"])]

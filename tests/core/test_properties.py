@@ -81,6 +81,9 @@ class Upstream:
         self._broken: twins.Broken | None = None  # it said what is no request
         self._input_ended = False
         self._world = world
+        if not lane.exclusive and not lane.large:
+            world.generations[lane.identity] += 1
+        self.generation = world.generations[lane.identity]  # each may have other data: see `Exchange._outdate`
 
     @property
     def owes(self) -> bool:
@@ -131,7 +134,7 @@ class Upstream:
 
     def hang_up(self) -> None:
         assert self._world.upstreams.pop(self.lane) is self
-        assert self.lane.exclusive
+        assert self.lane.exclusive or self.lane.large
         self._world.exchange.lose(self.lane)
 
     def fail(self, fault: Exception) -> None:
@@ -198,6 +201,7 @@ class Upstream:
                 self._check_request(request, session)
             if session is not None:
                 self._world.client_of[session].runs(request)
+                self._check_generation(session)
             if model.blocks(self.state, request, self.rules):
                 assert self.lane.exclusive, "others wait behind a request that blocks"
                 self.blocked = request
@@ -235,6 +239,13 @@ class Upstream:
         else:
             name = session.name if self.lane.exclusive else CONNECTION_NAME
             assert self.state.name == name, f"{request} of {session!r} runs under the name {self.state.name!r}"
+
+    def _check_generation(self, session: Session) -> None:
+        """Nobody comes back to an older upstream, which lacks what a newer one has said +OK to."""
+        client = self._world.client_of[session]
+        identity = self.lane.identity
+        assert self.generation >= client.generations[identity], f"{client} is back on an older upstream"
+        client.generations[identity] = self.generation
 
     @property
     def lacking(self) -> int:
@@ -293,6 +304,7 @@ class Client:
         self.may_end = False  # it said all it had to say, or the proxy drains
         self.waits_since = 0.0  # for a lease, if for anything
         self.cut_off = False  # it left, was lost or refused: nothing more has to come
+        self.generations: Counter[Identity] = Counter()  # of the upstreams that have run its requests
         self.session = world.exchange.connect(self)
         world.client_of[self.session] = self
 
@@ -542,6 +554,7 @@ class World:
         self.expired = False
         self.failed: set[Identity] = set()
         self.refused: set[Identity] = set()
+        self.generations: Counter[Identity] = Counter()  # connections of the usual lanes
         self.exchange = Exchange(BASE, self.opened.append, LIMITS, lambda: SECRET)
 
     def possible_replies(
@@ -799,7 +812,11 @@ class Proxy(RuleBasedStateMachine):
             self.dial(lane, 1e-3 if far else 1e-5, pings=pings)
 
     def dial(self, lane: Lane, round_trip: float, *, pings: bool = True) -> None:
-        """What the handshake would come to."""
+        """What the handshake would come to. (For what is large, the shell dials beside the usual lane only.)"""
+        if lane.large:
+            if self.exchange.lane(lane.identity).state is not LaneState.READY:
+                return
+            lane.outdated = False
         password = lane.identity.password
         if password is not None and password not in self.world.rules.passwords:
             self.refuse(lane, WRONG_PASSWORD)
@@ -817,7 +834,8 @@ class Proxy(RuleBasedStateMachine):
             self.exchange.lease_failed(lane, reply)
             return
         for client in self.clients:
-            if client.here and client.session in lane.sessions:
+            beside = self.exchange.large_lanes.get(lane.identity)
+            if client.here and (client.session in lane.sessions or (beside and client.session in beside.sessions)):
                 client.cut_off = True
         self.exchange.refuse(lane, reply)
 
@@ -877,7 +895,8 @@ class Proxy(RuleBasedStateMachine):
         lane = self.some_lane(which, LaneState.READY, LaneState.FAILING)
         if lane is None or lane.exclusive:
             return
-        if not self.exchange.is_base(lane) and not lane.sessions and not lane.owed:
+        beside = not lane.large and lane.identity in self.exchange.large_lanes
+        if not self.exchange.is_base(lane) and not lane.sessions and not lane.owed and not beside:
             self.upstreams.pop(lane, None)
             self.exchange.retire(lane)
 
@@ -1034,7 +1053,8 @@ class Proxy(RuleBasedStateMachine):
             assert lane.state is not LaneState.CLOSED, f"{lane!r} is never forgotten"
             if lane.has_unsent:  # nobody flushes again before the next event, which may be far
                 assert lane.state is not LaneState.FAILING, f"{lane!r}: a request waits for its error"
-                assert lane.send is None or lane.in_flight, f"{lane!r}: a lone request waits (promise 5)"
+                waits = lane.send is None or lane.in_flight or lane.outdated
+                assert waits, f"{lane!r}: a lone request waits (promise 5)"
 
     @step()
     def passes_a_moment(self) -> None:
@@ -1058,6 +1078,9 @@ class Proxy(RuleBasedStateMachine):
 
     def send_all(self) -> None:
         for lane in self.lanes:
+            if lane.outdated and lane in self.upstreams and not lane.in_flight and not lane.exclusive:
+                del self.upstreams[lane]
+                self.exchange.replaced(lane)
             if lane.state in {LaneState.DIALLING, LaneState.FAILING}:
                 self.dial(lane, 1e-5)
         for lane in list(self.upstreams):

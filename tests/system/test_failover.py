@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .processes import Coalesce, Executable, RedisServer
 
 OK = b"+OK\r\n"
+LARGE = b"x" * 300_000
 
 
 class Name:
@@ -28,12 +29,12 @@ class Name:
     def __init__(self, relay: Relay, primary: RedisServer, replica: RedisServer) -> None:
         self.relay, self.primary, self.replica = relay, primary, replica
 
-    def fail_over(self) -> None:
-        """The replica is the primary now. Old connections still lead to the old one, which is its replica."""
+    def fail_over(self, *, follow: bool = True) -> None:
+        """The replica is the primary now. Old connections still lead to the old one, which is its replica, or tries."""
         with self.replica.connect() as new, self.primary.connect() as old:
             assert new.ask("REPLICAOF", "NO", "ONE") == OK
             self.relay.target = ("127.0.0.1", self.replica.port)
-            assert old.ask("REPLICAOF", "127.0.0.1", self.replica.port).startswith(b"+OK")
+            assert old.ask("REPLICAOF", "127.0.0.1", self.replica.port if follow else 1).startswith(b"+OK")
 
 
 @pytest.fixture(params=OLDEST_AND_NEWEST, ids=str)
@@ -115,6 +116,61 @@ def test_a_connection_that_was_lent_is_not_lent_again(name, coalesce):
         for each in (client, other):
             each.send(pack("WATCH", "k") + pack("MULTI") + pack("SET", "k", "v") + pack("EXEC"))
             assert each.replies(4) == [OK, OK, b"+QUEUED\r\n", b"*1\r\n+OK\r\n"]
+
+
+def test_nobody_comes_back_to_the_old_primary(name, coalesce):
+    """A client's small and large values have a connection each, and it is lent a third: none leads back. What the old
+    primary lacks, here because it does not follow the new one, is there for whoever was told +OK.
+    """
+    with coalesce.connect() as client, coalesce.connect() as waiting:
+        assert client.ask("SET", "big", LARGE) == OK
+        for _ in range(3):
+            assert client.ask("GET", "big") == bulk(LARGE)
+        assert waiting.ask("WATCH", "k") == waiting.ask("UNWATCH") == OK
+        name.fail_over(follow=False)
+        assert client.ask("SET", "k", "after").startswith(b"-READONLY")
+        for number in range(30):
+            assert client.ask("SET", "k", number) == OK
+            assert client.ask("GET", "big") == bulk(LARGE)
+            assert client.ask("GET", "k") == bulk(str(number))
+            client.send(pack("WATCH", "k") + pack("MULTI") + pack("GET", "k") + pack("EXEC"))
+            assert client.replies(4)[3] == b"*1\r\n" + bulk(str(number))
+            for _ in range(number % 3 * 10):
+                assert client.ask("PING") == b"+PONG\r\n"
+
+
+def test_what_is_large_was_turned_away(name, coalesce):
+    with coalesce.connect() as client:
+        for _ in range(3):
+            assert client.ask("SET", "big", LARGE) == OK
+        name.fail_over(follow=False)
+        assert client.ask("SET", "big", LARGE).startswith(b"-READONLY")
+        assert client.ask("SET", "big", LARGE + b"x") == OK
+        for _ in range(30):
+            assert client.ask("STRLEN", "big") == b":%d\r\n" % (len(LARGE) + 1)
+
+
+def test_nobody_comes_back_to_the_old_primary_when_a_connection_was_lost(name, coalesce):
+    with coalesce.connect() as client, name.primary.connect() as old, name.replica.connect() as new:
+        assert client.ask("SET", "big", LARGE) == OK
+        for _ in range(3):
+            assert client.ask("GET", "big") == bulk(LARGE)
+        for _ in range(30):
+            assert client.ask("ECHO", "x") == bulk("x")
+        assert client.ask("TYPE", "big") == b"+string\r\n"
+        assert eventually(lambda: new.ask("GET", "big") == bulk(LARGE))
+        name.fail_over(follow=False)
+        (usual,) = [
+            line.partition(b"addr=")[2].split(b" ")[0]
+            for line in old.ask("CLIENT", "LIST").split(b"\n")
+            if b" name=coalesce " in line and b" cmd=type " in line
+        ]
+        assert old.ask("CLIENT", "KILL", usual) == OK
+        assert eventually(lambda: b" name=coalesce " in new.ask("CLIENT", "LIST"))
+        for number in range(10):
+            assert client.ask("SET", "k", number) == OK
+            assert client.ask("GET", "big") == bulk(LARGE)
+            assert client.ask("GET", "k") == bulk(str(number))
 
 
 def test_nobody_is_closed_under_load(name, coalesce):
