@@ -41,6 +41,9 @@ _LIVED = 1.0
 _IDLE = 60.0
 # Seconds that requests wait for a look elsewhere: for a new connection in the same region, with TLS.
 _HELD_AT_MOST = 0.25
+# Seconds until a lane for large values whose identity is refused is dialled again, times two for each refusal in a row.
+_REFUSED = 1.0
+_REFUSED_AT_MOST = 60.0
 # Seconds between two looks for another upstream while this one turns requests away, doubled each time.
 _FIRST_LOOK = 1.0
 _LAST_LOOK = 30.0
@@ -200,7 +203,7 @@ class Keeper:
             await self._keep_lease(lane)
             return
         patience_ends = trio.current_time() + self._patience
-        attempt = 0
+        attempt = refusals = 0
         looks = _Looks()
         following: Dialled | None = None  # a connection that stands already
         while await self._may_dial(lane):
@@ -214,14 +217,19 @@ class Keeper:
                         lane.identity, CONNECTION_NAME, ask=ask, ends=patience_ends if hurry else None
                     )
             except Refused as refusal:
-                if not self._exchange.is_base(lane):
+                if lane.large:
+                    refusals += 1
+                    await self._go_without(lane, refusal.reply, refusals)
+                    why = "refused"
+                elif not self._exchange.is_base(lane):
                     log.debug("lane u%d: refused", lane.number)  # the reply may repeat the password
                     self._exchange.refuse(lane, refusal.reply)
                     self._homes.unpark_all()
                     self._exchange.flush(perf_counter())
                     return
-                why = str(refusal)
-                self._dialler.report(why)
+                else:
+                    why = str(refusal)
+                    self._dialler.report(why)
             except DialError as problem:
                 why = str(problem)
             else:
@@ -229,6 +237,7 @@ class Keeper:
                     dialled.sock.close()
                     continue
                 since = trio.current_time()
+                refusals = 0
                 following = await self._attend(lane, dialled, looks)
                 if lane.state is LaneState.CLOSED:
                     return
@@ -245,6 +254,15 @@ class Keeper:
                 self._exchange.retire(lane)
                 self._homes.unpark_all()
                 return
+
+    async def _go_without(self, lane: Lane, reply: bytes, refusals: int) -> None:
+        """The identity of a lane for large values is refused. Waits before that is asked again.
+
+        The password may be another now: whoever is in stays in. But each refusal is in the upstream's ACL LOG.
+        """
+        self._exchange.refuse(lane, reply)
+        self._exchange.flush(perf_counter())
+        await trio.sleep(min(_REFUSED * 2.0**refusals, _REFUSED_AT_MOST))
 
     async def _may_dial(self, lane: Lane) -> bool:
         """A lane for large values waits until the usual one of its identity stands, beside which it is to be.

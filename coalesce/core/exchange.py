@@ -908,19 +908,42 @@ class Exchange:
     def fail(self, lane: Lane, why: str) -> None:
         """A lane could not be connected for as long as requests may wait."""
         lane.fail(why)
-        self._answer_unsent(lane, unavailable(why))
         if lane.large:
-            for session in list(lane.sessions):
-                if session.state is SessionState.FLOWING and not session.owed:
-                    with contained(session):
-                        self._change_lane(session)
+            self._go_on_without(lane)
+        else:
+            self._answer_unsent(lane, unavailable(why))
+
+    def _go_on_without(self, large: Lane) -> None:
+        """What is large goes on beside everything else, with all its unsent requests (nothing is in flight)."""
+        home = self.lane(large.identity)
+        if large.unsent and not home.unsent:
+            self.dirty.append(home)
+        home.unsent += large.unsent
+        home.callers += large.callers
+        large.drop_unsent()
+        large.full = False
+        home.waiting |= large.waiting
+        for session in list(large.sessions):
+            if session.lane is large:
+                session.lane = home
+            large.sessions.discard(session)
+            home.sessions.add(session)
+            with contained(session):
+                if session.throttled and session.owed <= self.limits.client // 2:
+                    self.resume(session)
+                session.rewire()
+        large.waiting.clear()
 
     def refuse(self, lane: Lane, reply: bytes) -> None:
         """The upstream refused a lane's identity, with this reply: it goes to whoever asked to move there.
 
         Sessions that were there already, before a reconnect, are closed: with a connection of their own they would
-        have to authenticate anew, and be told.
+        have to authenticate anew, and be told. But without a lane for what is large they go on.
         """
+        if lane.large:
+            if lane.state is LaneState.DIALLING:
+                self.fail(lane, "refused")
+            return
         large = self.large_lanes.get(lane.identity)
         if large is not None:
             self._refuse(large, reply)

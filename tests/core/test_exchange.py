@@ -99,31 +99,29 @@ def test_a_subscriber_that_was_stopped_is_read_from_again() -> None:
     assert peer.reading
 
 
-def test_who_rides_the_lane_for_what_is_large_when_that_fails_goes_on_beside_the_others() -> None:
-    opened: list[Lane] = []
-    exchange = Exchange(BASE, opened.append)
-    small = exchange.lane(BASE)
-    small_link = RecordingLink(exchange, small)
-    exchange.connected(small, small_link, 0.0)
-    session = exchange.connect(RecordingPeer())
-    request = canonical([b"SET", b"k", b"x" * LARGE])
-    for piece in (request[:100], request[100:]):  # rides as ever, while the other lane is dialled
-        exchange.receive(session, piece)
-    exchange.flush(0.0)
-    exchange.replies(small, b"+OK\r\n", 0.0)
-    large = opened[-1]
-    exchange.connected(large, RecordingLink(exchange, large), 0.0)
-    for piece in (request[:100], request[100:]):
-        exchange.receive(session, piece)
-    assert session.lane is large
-    exchange.flush(0.0)
-    exchange.replies(large, b"+OK\r\n", 0.0)
-    exchange.lose(large)
-    exchange.fail(large, "outage")
+@pytest.mark.parametrize("refused", [True, False])
+def test_who_rides_the_lane_for_what_is_large_when_that_fails_goes_on_beside_the_others(refused: bool) -> None:
+    """With what waits for it, in order; and so whoever comes next."""
+    pair = Pair()
+    peer = RecordingPeer()
+    session, neighbour = pair.exchange.connect(peer), pair.exchange.connect(RecordingPeer())
+    pair.says(session, SET)
+    pair.replies(True, b"+OK\r\n")
+    small, large = pair.lanes
+    pair.exchange.lose(large)
+    pair.says(session, SET + GET)
+    if refused:
+        pair.exchange.refuse(large, b"-WRONGPASS\r\n")
+    else:
+        pair.exchange.fail(large, "outage")
+    pair.exchange.flush(0.0)
     assert session.lane is small
-    exchange.receive(session, canonical([b"GET", b"k"]))
-    exchange.flush(0.0)
-    assert small_link.batches[-1] == canonical([b"GET", b"k"])
+    assert b"".join(pair.links[False].batches) == SET + GET
+    pair.replies(False, b"+OK\r\n" + bulk(VALUE))
+    assert peer.written == b"+OK\r\n" * 2 + bulk(VALUE)
+    pair.says(neighbour, SET)
+    assert pair.links[False].batches[-1] == SET
+    assert pair.exchange.large_lanes == {BASE: large}, "it is remembered"
 
 
 def test_the_secret_is_never_the_same() -> None:

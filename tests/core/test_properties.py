@@ -829,6 +829,9 @@ class Proxy(RuleBasedStateMachine):
             self.exchange.connected(lane, upstream, round_trip)
 
     def refuse(self, lane: Lane, reply: bytes) -> None:
+        if lane.large:
+            self.exchange.refuse(lane, reply)
+            return
         self.world.refused.add(lane.identity)
         if lane.exclusive:
             self.exchange.lease_failed(lane, reply)

@@ -588,3 +588,22 @@ def test_a_password_that_is_no_longer_good_answers_nobody_else(executable):
                 assert rider.reply() == bulk(f"{number}-{turn}")
             for newcomer in late:
                 assert [reply[:10] for reply in newcomer.replies(2)] == [b"-WRONGPASS"] * 2
+
+
+def test_who_is_in_with_a_password_that_is_no_longer_good_moves_what_is_large(executable):
+    """The lane for it is refused: that is remembered, and harms nobody."""
+    large = b"x" * 200_000
+    with running_server(executable) as server, server.connect() as control, running_coalesce(server.url) as coalesce:
+        assert control.ask("ACL", "SETUSER", "ada", "on", ">old", "~*", "+@all") == b"+OK\r\n"
+        with coalesce.connect() as rider:
+            assert rider.ask("AUTH", "ada", "old") == b"+OK\r\n"
+            assert control.ask("ACL", "SETUSER", "ada", "resetpass", ">new") == b"+OK\r\n"
+            assert control.ask("CONFIG", "RESETSTAT") == b"+OK\r\n"
+            for number in range(200):
+                assert rider.ask("SET", "large", large) == b"+OK\r\n"
+                assert rider.ask("GET", "large") == bulk(large)
+                assert rider.ask("ECHO", number) == bulk(str(number))
+        stats = control.ask("INFO", "commandstats")
+        refused = re.search(rb"cmdstat_auth:calls=(\d+)", stats)
+        assert refused is not None
+        assert int(refused[1]) <= 2
