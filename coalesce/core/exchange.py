@@ -453,11 +453,13 @@ class Exchange:
         """Whether the session's next request, which is large, may leave now, and not first when nothing is owed."""
         session.large = True
         session.small = 0
-        if session.lane.large or self.large_lane(session.lane.identity).state is not LaneState.READY:
+        large = self.large_lane(session.lane.identity)
+        if session.lane.large or large.state is LaneState.FAILING:
             return True
         if session.owed:
             return False
-        self._change_lane(session)
+        self._ride_on(session, large)  # and wait there for its connection
+        session.rewire()
         return True
 
     def _had_large(self, session: Session) -> None:

@@ -481,17 +481,27 @@ def test_what_waits_is_weighed_once(busy: bool) -> None:
     assert session.owed == (100 if busy else 0)
 
 
-def test_without_a_connection_for_it_what_is_large_rides_with_the_rest() -> None:
-    exchange = Exchange(BASE, lambda _: None)
+def test_what_is_large_waits_for_a_connection_for_it() -> None:
+    """An upstream with a low `client-query-buffer-limit` closes what it is sent on: that would close the neighbours."""
+    opened: list[Lane] = []
+    exchange = Exchange(BASE, opened.append)
     lane = exchange.lane(BASE)
     link = RecordingLink(exchange, lane)
     exchange.connected(lane, link, 0.0)
     peer = RecordingPeer()
     session = exchange.connect(peer)
-    say(exchange, session, SET)
-    exchange.replies(lane, b"+OK\r\n", 0.0)
-    assert (link.batches, peer.written) == ([SET], b"+OK\r\n")
-    assert list(exchange.large_lanes) == [BASE], "it is being dialled"
+    say(exchange, session, PING + SET + PING)
+    assert link.batches == [PING]
+    exchange.replies(lane, b"+PONG\r\n", 0.0)
+    exchange.flush(0.0)
+    assert link.batches == [PING]
+    large_link = RecordingLink(exchange, opened[1])
+    exchange.connected(opened[1], large_link, 0.0)
+    for reply in (b"+OK\r\n", b"+PONG\r\n"):
+        exchange.flush(0.0)
+        exchange.replies(opened[1], reply, 0.0)
+    assert large_link.batches == [SET, PING]
+    assert peer.written == b"+PONG\r\n+OK\r\n+PONG\r\n"
 
 
 def test_a_session_counts_on_one_lane_whatever_it_is_lent() -> None:
