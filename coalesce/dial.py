@@ -16,7 +16,7 @@ import trio
 
 from coalesce.bytestream import ByteStream
 from coalesce.config import UnixAddress
-from coalesce.core.errors import UpstreamError
+from coalesce.core.errors import OPEN_TO_ALL, UpstreamError
 from coalesce.core.resp import CRLF, pack, reply_end
 from coalesce.liveness import keep_alive
 from coalesce.passwords import PasswordFileError, read_password
@@ -82,6 +82,7 @@ class Dialler:
         self._timeout = config.connect_timeout
         self._patience = config.upstream_wait
         self._guarded = config.client_password_file is not None
+        self._has_own_password = self._password is not None or self._password_file is not None
         self._silence = config.upstream_silence
         self._interval = 1 / config.max_dials
         self._next = 0.0  # when the next dial would have its turn, if none might come early
@@ -201,6 +202,7 @@ class Dialler:
         kept = False
         try:
             if identity.password is not None:
+                await self._look_for_another_open_door(stream)  # (it may soon be shut, but not for this connection)
                 try:
                     await _authenticate(stream, identity.username, identity.password)
                 except Refused:
@@ -224,10 +226,13 @@ class Dialler:
 
         A pinned client's AUTH and RESET are the upstream's affair, and would make it the upstream's user `default`.
         """
-        if self._guarded and self._username not in {None, b"default"}:
-            (said,) = await _converse(stream, [[b"PING"]])
-            if not said.startswith(b"-NOAUTH"):
-                raise NotLetInError("the upstream's user default needs no password: clients could become it")
+        if self._guarded and self._username not in {None, b"default"} and await _lets_everybody_in(stream):
+            raise NotLetInError("the upstream's user default needs no password: clients could become it")
+
+    async def _look_for_another_open_door(self, stream: ByteStream) -> None:
+        """The same where coalesce has no credentials of its own, and so is that user: then nobody can be another."""
+        if self._guarded and not self._has_own_password and await _lets_everybody_in(stream):
+            raise Refused(OPEN_TO_ALL)
 
     def _keep(self, stream: ByteStream) -> bool:
         """Whether the connection is kept for another dial."""
@@ -269,6 +274,12 @@ async def _start_tls(sock: socket.socket, context: ssl.SSLContext, name: str | N
     except BaseException:
         wrapped.close()
         raise
+
+
+async def _lets_everybody_in(stream: ByteStream) -> bool:
+    """Whether the upstream's user `default` needs no password."""
+    (said,) = await _converse(stream, [[b"PING"]])
+    return not said.startswith(b"-NOAUTH")
 
 
 async def _authenticate(stream: ByteStream, username: bytes | None, password: bytes) -> None:

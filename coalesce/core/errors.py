@@ -64,6 +64,10 @@ def bulk(value: bytes) -> bytes:
 OURS = b"-ERR coalesce: "
 
 
+# To who authenticates as a user of the upstream, where RESET would make it the user that coalesce's passwords guard.
+OPEN_TO_ALL = OURS + b"the upstream's user default needs no password: so nobody can log in as another\r\n"
+
+
 def no_lease(limit: int) -> bytes:
     """The reply to a request that needs a connection of its own when all of them are lent, and stay so."""
     return b"-ERR coalesce: all %d leases are taken (max-leases)\r\n" % limit

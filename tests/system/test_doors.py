@@ -401,6 +401,28 @@ def test_nobody_becomes_the_upstreams_default_user(guarded, directory):
     assert "user default needs no password: clients could become it" in stderr
 
 
+def test_where_the_default_user_is_open_nobody_becomes_it_by_way_of_another(executable, directory):
+    """coalesce has no credentials of its own: its passwords guard the upstream's default user."""
+    doors = written(directory / "doors", DOOR)
+    with running_server(executable) as server, server.connect() as steering:
+        assert steering.ask("ACL", "SETUSER", "ada", "on", ">ada-secret", "~ada:*", "+@all") == OK
+        with running_coalesce(server.url, "--client-password-file", doors) as coalesce:
+            for request in (("AUTH", "ada", "ada-secret"), ("HELLO", 3, "AUTH", "ada", "ada-secret")):
+                with coalesce.connect() as client:
+                    assert b"-ERR coalesce: the upstream's user default needs no password" in client.ask(*request)
+                    client.send(pack("CLIENT", "ID") + pack("RESET") + pack("ACL", "WHOAMI"))
+                    assert client.rest() == b""
+            with coalesce.connect() as client:
+                assert client.ask("AUTH", "default", DOOR) == OK
+                assert client.ask("ACL", "WHOAMI") == bulk("default")
+            assert steering.ask("CONFIG", "SET", "requirepass", SECRET) == OK
+            with coalesce.connect() as client:
+                assert client.ask("AUTH", "ada", "ada-secret") == OK
+                assert client.ask("CLIENT", "ID").startswith(b":")
+                assert client.ask("RESET") == b"+RESET\r\n"
+                assert client.ask("ACL", "WHOAMI") == NO_AUTH
+
+
 # What goes wrong, in the log's words: a user, what is made of it for that, and of what it is again afterwards.
 GOES_WRONG = {
     "clients could become it": ("default", ("on", "nopass"), ("off",)),

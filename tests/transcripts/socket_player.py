@@ -68,7 +68,7 @@ class Upstream_:  # noqa: N801 (Upstream is the product's)
         port: int = self._listener.socket.getsockname()[1]
         return port
 
-    async def accept(self, refusal: bytes = b"") -> tuple[Peer, str]:
+    async def accept(self, refusal: bytes = b"") -> tuple[Peer, str]:  # noqa: C901 (a request a case)
         """The next connection, and the identity that it was made to run as."""
         peer = Peer(await self._listener.accept())
         reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
@@ -92,6 +92,8 @@ class Upstream_:  # noqa: N801 (Upstream is the product's)
                     protocol = int(version)
                     greeted = True
                     reply = b"-NOAUTH HELLO must be called...\r\n" if self.unauthenticated else _HELLO
+                case [b"PING"]:
+                    reply = b"-NOAUTH Authentication required.\r\n"
                 case [b"SELECT", number]:
                     database = int(number)
                 case [b"CONFIG", *_]:
