@@ -4,6 +4,8 @@ A host that died, or a path that drops everything, says nothing, and TCP by itse
 hour. What tells a dead host from a slow command is the acknowledgement of its kernel, so that is what is looked at
 (`tcp_info`), for as long as something is unacknowledged. When nothing is, idle lanes are PINGed.
 
+Whoever stood still himself (SIGSTOP, a host without CPU) has heard nothing either: such time does not count.
+
 Not TCP_USER_TIMEOUT: it also ends a connection whose window has been full for that long, though the peer acknowledges
 every probe (measured, Linux 6.18: after 3.5 s at 3 s), and behind a slow script the window of a lane does fill up.
 """
@@ -49,6 +51,25 @@ def keep_alive(sock: socket.socket, silence: float) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
 
+class Stopwatch:
+    """Seconds in which somebody looked, at least every `step` seconds or so.
+
+    Of a longer time between two looks the rest does not count: this process stood still, or had its hands full.
+    """
+
+    def __init__(self, step: float) -> None:
+        self._most = 2 * step
+        self._time = 0.0
+        self._looked = perf_counter()
+
+    def look(self) -> float:
+        """The time now."""
+        now = perf_counter()
+        self._time += min(now - self._looked, self._most)
+        self._looked = now
+        return self._time
+
+
 class Pulse:
     """When the peer's host was last known to be there."""
 
@@ -56,15 +77,18 @@ class Pulse:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._heard = perf_counter()
+        self._heard: float | None = None  # None: nobody has looked
 
     def silent_for(self, now: float) -> float:
-        """Seconds since something was sent to which there has been no sign of life; 0 if there is no such thing."""
+        """Seconds since something was sent to which there has been no sign of life; 0 if there is no such thing.
+
+        `now` is always the same stopwatch's.
+        """
         if self._sock.family == socket.AF_UNIX:
             return 0.0
         info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
         (unacknowledged,) = struct.unpack_from("=I", info, _UNACKNOWLEDGED_AT)
-        if not unacknowledged and not info[_PROBES_AT]:
+        if self._heard is None or not (unacknowledged or info[_PROBES_AT]):
             self._heard = now
             return 0.0
         (since,) = struct.unpack_from("=I", info, _LAST_ACKNOWLEDGEMENT_AT)
@@ -77,9 +101,11 @@ async def watch(
 ) -> None:
     """Gives up connections whose peer's host has been silent for so many seconds, and PINGs idle lanes as often."""
     why = f"nothing heard from the upstream's host for {silence:g} s"
+    step = silence / _LOOKS
+    stopwatch = Stopwatch(step)
     while True:
-        await trio.sleep(silence / _LOOKS)
-        now = perf_counter()
+        await trio.sleep(step)
+        now = stopwatch.look()
         for connection in list(connections()):
             with contained(connection):
                 if connection.pulse.silent_for(now) > silence:
@@ -88,5 +114,6 @@ async def watch(
             if pin.pulse.silent_for(now) > silence:
                 log.warning("%s is closed: %s", pin.name, why)
                 pin.give_up()
+        now = perf_counter()
         exchange.keep_alive(now, silence)
         exchange.flush(now)

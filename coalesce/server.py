@@ -51,6 +51,8 @@ log = logging.getLogger("coalesce")
 _SPARE_DESCRIPTORS = 1024
 # Seconds between two looks at who has waited for a lease for too long.
 _EXPIRE_EVERY = 0.25
+# Seconds by which such a look is late only if this process stood still (SIGSTOP, say).
+_STOOD_STILL = 0.5
 # Seconds until a lane that failed by a fault of ours is dialled again.
 _AFTER_A_FAULT = 1.0
 
@@ -280,12 +282,20 @@ class Server:
         return (link for link in self._exchange.links if isinstance(link, Connection))
 
     async def _expire(self) -> None:
+        patience = self._config.upstream_wait
+        looked = perf_counter()
+        not_before = looked
         while True:
             await trio.sleep(_EXPIRE_EVERY)
+            now = perf_counter()
+            if now > looked + _EXPIRE_EVERY + _STOOD_STILL:
+                not_before = now + patience  # what they wait for has not been looked at either
+            looked = now
             self._dialler.expire()
-            self._clients.expire()
-            self._exchange.expire(perf_counter(), self._config.upstream_wait)
-            self._exchange.flush(perf_counter())
+            if now >= not_before:
+                self._clients.expire()
+                self._exchange.expire(now, patience)
+            self._exchange.flush(now)
 
     async def _drain(self, signals: AsyncIterator[int]) -> bool:
         """Finishes what is owed. False when the deadline or a second signal came first."""
