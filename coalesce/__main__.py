@@ -114,6 +114,7 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
     "Seconds for an attempt to connect, and for a TLS handshake.",
 )
 @_option("--upstream-silence", _Number(min=0.1), "Seconds until an upstream whose host is silent is given up.")
+@_option("--client-silence", _Number(min=0.1), "Seconds until a client whose host is silent is given up.")
 @_option("--max-dials", _Number(min=0, min_open=True), "Attempts to connect in a second.")
 @_option("--drain-timeout", _Number(min=0), "Seconds to finish what is owed after SIGTERM or SIGINT.")
 @_option("--upstream-ca", _FILE, "Authorities that the upstream's certificate is verified by.  [default: the system's]")

@@ -138,6 +138,9 @@ class Config:
     # Seconds without a sign of life from the upstream's host until its connections are given up. A reboot of a host
     # takes longer, a failover of the network less.
     upstream_silence: float = 15.0
+    # The same for clients, who may be further away. What a vanished one holds is missing for somebody else meanwhile: a
+    # connection of its own, the next element of a queue.
+    client_silence: float = 30.0
     # Attempts to connect in a second, beyond a burst of 100: thousands of clients may want a connection at once, and an
     # upstream that has just come back pays for each one, with TLS a millisecond.
     max_dials: float = 500.0

@@ -18,7 +18,7 @@ from coalesce.bytestream import ByteStream
 from coalesce.config import UnixAddress
 from coalesce.core.errors import OPEN_TO_ALL, UpstreamError
 from coalesce.core.resp import CRLF, pack, reply_end
-from coalesce.liveness import keep_alive
+from coalesce.liveness import keep_alive, repeat_often
 from coalesce.passwords import PasswordFileError, read_password
 from coalesce.tls import server_name, tls_reason, upstream_certificates, wrap
 
@@ -108,6 +108,7 @@ class Dialler:
             self.report(str(problem))
             raise
         keep_alive(dialled.sock, self._silence)
+        repeat_often(dialled.sock, self._silence)
         if self._down_since is not None:
             log.info("connected to %s again, after %.1f s", self._address, trio.current_time() - self._down_since)
             self._down_since = None

@@ -22,10 +22,11 @@ from coalesce.config import TcpAddress, UnixAddress
 from coalesce.core.containment import contained
 from coalesce.core.errors import MAX_CLIENTS
 from coalesce.greeting import Greetings
+from coalesce.liveness import Pulse, keep_alive, keep_place, repeat_often
 from coalesce.poller import END_OF_INPUT, ERROR, HANG_UP, READABLE, WRITABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from coalesce.config import Address
     from coalesce.core.exchange import Exchange
@@ -63,8 +64,9 @@ class Client:
     Owns the socket until `pin` hands it on.
     """
 
-    __slots__ = ("_clients", "_closing", "_deaf", "_flags", "_head_sent", "_heeds_end", "_outbox", "_outbox_size",
-                 "_parked", "_reading", "_recv", "_send", "number", "session", "sock")  # fmt: skip
+    __slots__ = ("_clients", "_closing", "_deaf", "_flags", "_head_sent", "_heeds_end", "_holds", "_outbox",
+                 "_outbox_size", "_parked", "_pulse", "_reading", "_recv", "_send", "number", "session",
+                 "sock")  # fmt: skip
 
     def __init__(self, clients: Clients, sock: socket.socket) -> None:
         self._clients = clients
@@ -80,6 +82,8 @@ class Client:
         self._heeds_end = False
         self._parked = False  # not in the poller, until it is to be read
         self._deaf = False  # the other end is closed: what is written to it is lost
+        self._pulse = Pulse(sock)
+        self._holds = False  # more than its place, when it was last looked at
         self._flags = READABLE
         clients.poller.add(sock, self, READABLE)
         try:
@@ -203,7 +207,21 @@ class Client:
         self.sock = None
         self._clients.forget(self)
         unsent = b"".join(self._outbox or ())[self._head_sent :]
+        keep_alive(sock, self._clients.silence)
         self._clients.start_pin(str(self), sock, unsent, lane, pending)
+
+    # --- called by whoever watches (liveness.py) ---
+
+    def silent_for(self, now: float) -> float:
+        """As `Pulse.silent_for`. Afterwards the kernel looks after it as what it holds demands."""
+        sock = self.sock
+        if sock is None:
+            return 0.0
+        holds = self._heeds_end or self.session.lease is not None
+        if holds != self._holds:
+            self._holds = holds
+            keep_alive(sock, self._clients.silence) if holds else keep_place(sock)
+        return self._pulse.silent_for(now)
 
     # --- own ---
 
@@ -291,7 +309,8 @@ class Client:
 class Clients:
     """All clients: their listeners and their number. `start_pin` gets a client that keeps a connection of its own:
     its name, its socket, what it was still to be sent, the lane whose connection it is, and what that was still to be
-    sent. With `certificates`, those that come over TCP speak TLS.
+    sent. With `certificates`, those that come over TCP speak TLS. `silence`: seconds after which those that hold
+    something others could have are given up when their host is not there any more.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 (whom they speak to, and the limits)
@@ -303,10 +322,12 @@ class Clients:
         start_pin: Callable[[str, socket.socket, bytes, Lane, bytes], None],
         certificates: Certificates | None = None,
         handshake_timeout: float = 5.0,
+        silence: float = 30.0,
     ) -> None:
         self.exchange = exchange
         self.poller = poller
         self.outbox_limit = outbox_limit
+        self.silence = silence
         self.start_pin = start_pin
         self.pinned = 0  # counted by whoever runs them
         self.accepted = 0
@@ -334,6 +355,10 @@ class Clients:
             if client.session.flowing:
                 with contained(client):
                     client.on_ready(READABLE)
+
+    def __iter__(self) -> Iterator[Client]:
+        """Those that share lanes or have a lease."""
+        return iter(self._shared)
 
     @property
     def shared(self) -> int:
@@ -388,9 +413,8 @@ class Clients:
             if sock.family != socket.AF_UNIX:
                 # A reply is all there is to send: waiting for more would only make it late.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                # Redis: tcp-keepalive 300. Clients whose host died would keep their places for ever.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 300)
+                keep_place(sock)
+                repeat_often(sock, self.silence)
             if greetings is not None:
                 greetings.begin(sock)
                 return

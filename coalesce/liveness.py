@@ -1,13 +1,17 @@
-"""Whether the upstream's host is still there: what is slow is left alone, what is silent is given up.
+"""Whether the other side's host is still there: what is slow is left alone, what is silent is given up.
 
 A host that died, or a path that drops everything, says nothing, and TCP by itself goes on trying for a quarter of an
 hour. What tells a dead host from a slow command is the acknowledgement of its kernel, so that is what is looked at
-(`tcp_info`), for as long as something is unacknowledged. When nothing is, idle lanes are PINGed.
+(`tcp_info`), for as long as something is unacknowledged. When nothing is, idle lanes are PINGed, and the kernel's
+keepalive looks after leases, pins and clients: after `silence` seconds where something is held that others could have
+(an upstream connection, or an element that a BLPOP would pop for nobody), after ten minutes, as Redis does, where it is
+no more than a client's place.
 
 Whoever stood still himself (SIGSTOP, a host without CPU) has heard nothing either: such time does not count.
 
 Not TCP_USER_TIMEOUT: it also ends a connection whose window has been full for that long, though the peer acknowledges
-every probe (measured, Linux 6.18: after 3.5 s at 3 s), and behind a slow script the window of a lane does fill up.
+every probe (measured, Linux 6.18: after 3.5 s at 3 s). Behind a slow script the window of a lane does fill up, and so
+does that of a client that reads slowly.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import logging
 import socket
 import struct
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from coalesce.core.exchange import Exchange
+    from coalesce.downstream import Clients
     from coalesce.pin import Pin
     from coalesce.upstream import Connection
 
@@ -33,22 +39,50 @@ log = logging.getLogger("coalesce")
 
 # Looks at each connection within the time after which it is given up.
 _LOOKS = 8
-# `struct tcp_info` of <linux/tcp.h>: probes sent to a full window and not answered; segments that are not acknowledged,
-# milliseconds since the last acknowledgement.
+# Clients looked at before others get a turn: each takes 2 us.
+_AT_ONCE = 256
+# <linux/tcp.h>: TCP_RTO_MAX_MS, which Python's socket has no name for.
+_TCP_RTO_MAX_MS = 44
+# `struct tcp_info` of <linux/tcp.h>: probes sent to a full window and not answered; segments that are not acknowledged;
+# milliseconds since data was sent, again perhaps, and since the last acknowledgement, of whatever.
 _TCP_INFO_SIZE = 104
 _PROBES_AT = 3
 _UNACKNOWLEDGED_AT = 24
-_LAST_ACKNOWLEDGEMENT_AT = 56
+_SENT_AT = 44
+_ACKNOWLEDGEMENT_AT = 56
 
 
 def keep_alive(sock: socket.socket, silence: float) -> None:
-    """Has the kernel find out in about `silence` seconds that nobody is there, while nothing is sent."""
+    """Has the kernel find out in about `silence` seconds, at least two, that nobody is there while nothing is sent."""
     if sock.family == socket.AF_UNIX:
         return
+    between = max(1, int(silence / 6))
+    count = min(3, max(1, int(silence - 1)))
+    _set_keepalive(sock, max(1, round(silence - count * between)), between, count)
+
+
+def keep_place(sock: socket.socket) -> None:
+    """The same for a client that holds nothing but its place. Redis: tcp-keepalive 300, which takes 600 s in all."""
+    if sock.family != socket.AF_UNIX:
+        _set_keepalive(sock, 300, 100, 3)
+
+
+def repeat_often(sock: socket.socket, silence: float) -> None:
+    """Has the kernel repeat what is not acknowledged, and probe a full window, several times within `silence` seconds.
+
+    On its own it comes to do so every two minutes only: a single probe that got lost would look like a host that did,
+    and a vanished host like a window that is still full. (Linux 6.15; older ones can't be told.)
+    """
+    if sock.family != socket.AF_UNIX:
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, round(min(max(1.0, silence / 4), 120.0) * 1000))
+
+
+def _set_keepalive(sock: socket.socket, idle: int, between: int, count: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(silence / 2)))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, round(silence / 6)))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, between)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
 
 
 class Stopwatch:
@@ -88,11 +122,16 @@ class Pulse:
             return 0.0
         info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
         (unacknowledged,) = struct.unpack_from("=I", info, _UNACKNOWLEDGED_AT)
-        if self._heard is None or not (unacknowledged or info[_PROBES_AT]):
+        (sent,) = struct.unpack_from("=I", info, _SENT_AT)
+        (acknowledgement,) = struct.unpack_from("=I", info, _ACKNOWLEDGEMENT_AT)
+        # A peer without room is asked again after a time that grows beyond any silence; until then nobody is silent. Be
+        # it by a probe: one alone may get lost, and the second is not answered when the first was half a second ago
+        # (tcp_invalid_ratelimit). Or by what it dropped for want of room, and acknowledged that it has got no more.
+        answered = info[_PROBES_AT] < 2 and (not unacknowledged or acknowledgement <= sent)
+        if answered or self._heard is None:
             self._heard = now
             return 0.0
-        (since,) = struct.unpack_from("=I", info, _LAST_ACKNOWLEDGEMENT_AT)
-        self._heard = max(self._heard, now - since / 1000)
+        self._heard = max(self._heard, now - acknowledgement / 1000)
         return now - self._heard
 
 
@@ -117,3 +156,27 @@ async def watch(
         now = perf_counter()
         exchange.keep_alive(now, silence)
         exchange.flush(now)
+
+
+async def watch_clients(clients: Clients, pins: set[Pin], silence: float) -> None:
+    """Gives up clients whose host has been silent for so many seconds. Looks at each several times within them."""
+    step = silence / _LOOKS
+    stopwatch = Stopwatch(step)
+    while True:
+        await trio.sleep(step)
+        now = stopwatch.look()
+        silent = 0
+        for number, client in enumerate(list(clients)):
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                await trio.lowlevel.checkpoint()
+                now = stopwatch.look()
+            if client.silent_for(now) > silence:
+                client.give_up()
+                silent += 1
+        for pin in list(pins):
+            if pin.client_pulse.silent_for(now) > silence:
+                pin.give_up()
+                silent += 1
+        if silent:
+            log.warning("clients closed, as nothing was heard from their hosts for %g s: %d", silence, silent)
+            clients.exchange.flush(perf_counter())  # others wait for the connections that these had

@@ -31,6 +31,7 @@ class Pin:
         self._input = trio.CancelScope()
         self._all = trio.CancelScope()
         self.pulse = Pulse(upstream)
+        self.client_pulse = Pulse(client)
 
     async def run(self) -> None:
         """Serves the client until either side ends."""

@@ -7,9 +7,10 @@ serve
 +- Pin.run               one for each client with a connection of its own for good
 +- expire                refuses those who wait for a lease for too long
 +- watch                 gives up connections whose upstream's host is silent
++- watch_clients         gives up clients whose host is silent
 +- signals               here
 
-Those that serve everybody (`Poller.run`, `expire`, `watch`) begin anew after a fault of ours.
+Those that serve everybody (`Poller.run`, `expire`, `watch`, `watch_clients`) begin anew after a fault of ours.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.dial import DialError, Dialler, NotLetInError, Refused
 from coalesce.downstream import Clients, close_listener, is_loopback, open_listener
-from coalesce.liveness import watch
+from coalesce.liveness import watch, watch_clients
 from coalesce.passwords import ClientPasswords, PasswordFileError
 from coalesce.pin import Pin
 from coalesce.poller import Poller
@@ -119,6 +120,7 @@ class Server:
             self._start_pin,
             certificates,
             config.connect_timeout,
+            config.client_silence,
         )
 
     async def serve(self, task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED) -> Summary:
@@ -141,6 +143,7 @@ class Server:
                 nursery.start_soon(self._for_ever, self._serve_sockets)
                 nursery.start_soon(self._for_ever, self._expire)
                 nursery.start_soon(self._for_ever, self._watch)
+                nursery.start_soon(self._for_ever, self._watch_clients)
                 for lane in self._new_lanes:
                     self._open_lane(lane)
                 accepting = trio.CancelScope()
@@ -252,6 +255,9 @@ class Server:
 
     async def _watch(self) -> None:
         await watch(self._exchange, self._connections, self._pins, self._config.upstream_silence)
+
+    async def _watch_clients(self) -> None:
+        await watch_clients(self._clients, self._pins, self._config.client_silence)
 
     def _start_pin(self, client: str, sock: socket.socket, unsent: bytes, lane: Lane, pending: bytes) -> None:
         assert self._nursery is not None

@@ -6,12 +6,15 @@ They need root and Linux's tools; `can` tells whether they work here, and why no
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import itertools
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.system.processes import (
@@ -23,12 +26,13 @@ from tests.system.processes import (
     environment,
     short_directory,
 )
+from tests.system.wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 TOOLS = ("ip", "iptables", "unshare", "mount")
+_CLONE_NEWNET = 0x40000000  # <linux/sched.h>
 _NUMBERS = itertools.count()  # the kernel takes its time to be rid of a network: none is made twice
 STEP = 10.0  # seconds for one command of these
 
@@ -106,6 +110,18 @@ class Network:
     def heal(self, address: str = "") -> None:
         self._rule("-D", address or self.there)
 
+    def connect(self, address: tuple[str, int], receive_buffer: int | None = None) -> Wire:
+        """A client whose host is in there: a socket stays in the namespace of the thread that made it."""
+
+        def make() -> Wire:
+            with Path(f"/run/netns/{self.name}").open("rb") as namespace:
+                if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), "setns")
+            return Wire(address, receive_buffer)
+
+        with ThreadPoolExecutor(1) as thread:  # which is over afterwards
+            return thread.submit(make).result(STEP)
+
     def _rule(self, action: str, address: str) -> None:
         for chain, side in (("INPUT", "-d"), ("OUTPUT", "-s")):
             run("ip", "netns", "exec", self.name, "iptables", action, chain, side, address, "-p", "tcp", "-j", "DROP")
@@ -146,6 +162,19 @@ class Hosts:
         """Written in place: the file that is mounted stays the same."""
         lines = ["127.0.0.1 localhost", *(f"{address} {name}" for address in addresses)]
         self.path.write_text("\n".join([*lines, ""]))
+
+
+@contextlib.contextmanager
+def coalesce_at(host: str, upstream: str, *flags: str) -> Iterator[Coalesce]:
+    """A coalesce that listens on another address than 127.0.0.1."""
+    with short_directory() as directory:
+        listen = ["--listen", f"{host}:0", "--listen", f"unix://{directory}/c.sock"]
+        coalesce = Coalesce([*coalesce_command(), "--upstream", upstream, *listen, *flags], environment())
+        try:
+            yield coalesce
+        finally:
+            coalesce.end()
+    assert "Traceback" not in coalesce.stderr, coalesce.stderr
 
 
 @contextlib.contextmanager
