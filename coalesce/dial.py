@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import re
@@ -23,6 +24,8 @@ from coalesce.passwords import PasswordFileError, read_password
 from coalesce.tls import server_name, tls_reason, upstream_certificates, wrap
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from coalesce.config import Address, Config
     from coalesce.core.identity import Identity
 
@@ -87,7 +90,7 @@ class Dialler:
         self._has_own_password = self._password is not None or self._password_file is not None
         self._silence = config.upstream_silence
         self._interval = 1 / config.max_dials
-        self._next = 0.0  # when the next dial would have its turn, if none might come early
+        self._next = -math.inf  # when the next dial would have its turn, if none might come early
         self._down_since: float | None = None  # None: the last dial worked
         self._failures = 0  # since then
         self._say_from = 0.0
@@ -250,9 +253,10 @@ class Dialler:
         return True
 
 
-def pause(attempt: int) -> float:
-    """Seconds to wait after so many failed attempts."""
-    return attempt and min(_FIRST_BACKOFF * 2.0 ** (attempt - 1), _LAST_BACKOFF) * random.uniform(0.5, 1)  # noqa: S311 (no secret)
+def pause(attempt: int, chance: Callable[[float, float], float] = random.uniform) -> float:
+    """Seconds to wait after so many failed attempts. All that are lost at once are not to come back at once."""
+    doubled = min(attempt - 1, 10)  # no float is 2 ** 1024, where a quarter of an hour without an upstream leads
+    return attempt and min(_FIRST_BACKOFF * 2.0**doubled, _LAST_BACKOFF) * chance(0.5, 1)
 
 
 async def _connect(address: Address) -> socket.socket:
