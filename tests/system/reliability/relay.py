@@ -13,6 +13,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -40,6 +41,7 @@ class Way:
 class Link:
     """One connection through the relay."""
 
+    begun: float = field(default_factory=time.monotonic)
     database: int = 0  # that it has selected in the handshake
     requests: Way = field(default_factory=Way)
     replies: Way = field(default_factory=Way)

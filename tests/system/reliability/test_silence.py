@@ -158,3 +158,24 @@ def test_a_lasting_silence_is_noticed_while_all_are_idle(between, coalesce):
         eventually(lambda: "connection lost" in coalesce.stderr, NOTICED_WITHIN + 5)
         between.heal()
         assert idle.ask("INCR", "n") == b":2\r\n"
+
+
+# Who has a connection of his own, and how coalesce comes to notice that its other end is gone: by what the client sends
+# and nobody acknowledges, or, while nothing is said, by the kernel's asking.
+OWN = {"pinned": ("MONITOR",), "subscriber": ("SUBSCRIBE", "news"), "blocked": ("BLPOP", "queue", 0)}
+
+
+@pytest.mark.parametrize("says", [False, True], ids=["idle", "speaking"])
+@pytest.mark.parametrize("request_", OWN.values(), ids=OWN)
+def test_a_lasting_silence_is_noticed_for_a_connection_of_ones_own(between, upstream, coalesce, request_, says):
+    with coalesce.connect() as client, upstream.connect() as control:
+        client.send(pack(*request_))
+        command = f" cmd={request_[0].lower()}".encode()
+        eventually(lambda: command in control.ask("CLIENT", "LIST"))
+        if request_[0] != "BLPOP":
+            assert client.reply()
+        between.drop()
+        if says:
+            client.send(pack("PING"))
+        client.socket.settimeout(NOTICED_WITHIN)
+        assert client.socket.recv(1000) == b""
