@@ -7,6 +7,8 @@ keepalive looks after leases, pins and clients: after `silence` seconds where so
 (an upstream connection, or an element that a BLPOP would pop for nobody), after ten minutes, as Redis does, where it is
 no more than a client's place.
 
+A silence of less than three seconds leaves the kernel no time to ask twice: a single lost packet can look like one.
+
 Whoever stood still himself (SIGSTOP, a host without CPU) has heard nothing either: such time does not count.
 
 Not TCP_USER_TIMEOUT: it also ends a connection whose window has been full for that long, though the peer acknowledges

@@ -52,14 +52,16 @@ def coalesce(upstream) -> Iterator[Coalesce]:
         yield coalesce
 
 
-def test_a_silence_that_ends_in_time_loses_nothing_and_closes_nobody(between, upstream, coalesce):
-    load = Load([coalesce.address, coalesce.unix_path], clients=20)
-    load.start()
-    between.drop()
-    faults.last(SILENCE / 2)
-    between.heal()
-    load.go_on()
-    load.finish()
+def test_a_silence_that_ends_in_time_loses_nothing_and_closes_nobody(between, upstream):
+    """In time is before the kernel repeats what it sent for the last time that counts: 2.4 s after it was sent."""
+    with running_coalesce(upstream.url, "--upstream-silence", "3") as coalesce:
+        load = Load([coalesce.address, coalesce.unix_path], clients=20)
+        load.start()
+        between.drop()
+        faults.last(0.6)
+        between.heal()
+        load.go_on()
+        load.finish()
     with upstream.connect() as control:
         verdict = load.balance(control)
     assert (verdict.unacknowledged, verdict.refused, verdict.closed) == (0, 0, 0)

@@ -123,13 +123,17 @@ def test_a_client_that_does_not_read_for_long_is_left_alone(between, coalesce):
         assert not has_left(coalesce)
 
 
-def test_a_silence_that_ends_in_time_closes_no_client(between, coalesce):
-    with between.connect(coalesce.address) as client, between.connect(coalesce.address) as blocked:
+def test_a_silence_that_ends_in_time_closes_no_client(between, upstream):
+    with (
+        coalesce_at(between.here, upstream.url, "--client-silence", "4") as coalesce,
+        between.connect(coalesce.address) as client,
+        between.connect(coalesce.address) as blocked,
+    ):
         assert client.ask("INCR", "n") == b":1\r\n"
         blocked.send(pack("BLPOP", "queue", 0))
         between.drop()
         client.send(pack("INCR", "n"))
-        faults.last(SILENCE / 2)
+        faults.last(0.6)
         between.heal()
         assert client.reply() == b":2\r\n"
         assert client.ask("RPUSH", "queue", "x") == b":1\r\n"
