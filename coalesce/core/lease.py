@@ -164,7 +164,6 @@ class Leases:
         self.limit = limit
         self.of: dict[Lane, Lease] = {}
         self.pinned = 0  # leases whose clients have left the core with them
-        self.opened = 0  # connections, so far
         self._exchange = exchange
         self._idle: dict[Identity, list[Lease]] = {}
         self._queue: deque[tuple[Session, float]] = deque()  # ... and since when
@@ -212,7 +211,6 @@ class Leases:
             self._hang_up(other)  # one of another identity
         lane = self._exchange.open_exclusive_lane(identity)
         lease = self.of[lane] = Lease(lane)
-        self.opened += 1
         return lease
 
     def _prepare(self, lease: Lease, session: Session) -> None:

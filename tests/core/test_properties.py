@@ -1481,7 +1481,7 @@ def test_a_drain_lends_nothing_to_block_on() -> None:
     while client.here:
         proxy.passes_a_moment()
     assert client.answered == 1
-    assert not proxy.exchange.leases.opened
+    assert not any(lane.exclusive for lane in proxy.world.opened)
     proxy.teardown()
 
 
