@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import ssl
 from contextlib import suppress
 from time import monotonic
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING
 from coalesce.config import TcpAddress
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from coalesce.config import Config
@@ -65,7 +65,7 @@ class TlsSocket(ssl.SSLSocket):
         By a FIN alone: `unwrap`, the one way to a close_notify, reads on at once, and fails for good when it finds data
         there (APPLICATION_DATA_AFTER_CLOSE_NOTIFY). `SSLSocket.shutdown` would drop the TLS layer.
         """
-        super(ssl.SSLSocket, self).shutdown(_SHUT_WR)
+        super(ssl.SSLSocket, self).shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Sends a close_notify if there is room for it."""
@@ -185,7 +185,6 @@ def tls_reason(problem: ssl.SSLError) -> str:
     return f"TLS: {(problem.reason or problem.strerror or str(problem)).replace('_', ' ').lower()}"
 
 
-_SHUT_WR = 1  # socket.SHUT_WR
 # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH, whose texts repeat the name.
 _MISMATCHES = {62, 64}
 
