@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("coalesce")
 
-# Descriptors besides those of shared clients: upstream connections, leases, listeners.
-_SPARE_DESCRIPTORS = 1024
+# Descriptors for what is neither a client nor a lane nor a lease: listeners, spare connections, files, the log.
+_OTHER_DESCRIPTORS = 64
 # Seconds between two looks at who has waited for a lease for too long.
 _EXPIRE_EVERY = 0.25
 # Seconds by which such a look is late only if this process stood still (SIGSTOP, say).
@@ -110,7 +110,8 @@ class Server:
         base = Identity(None, None, upstream.database, 2)
         limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.max_leases, config.hold_below)
         self._exchange = Exchange(base, self._open_lane, limits, secret, judge, self._say_fault)
-        max_clients = allowed_clients(config.max_clients)
+        # (An identity has a lane, and another for what is large.)
+        max_clients = allowed_clients(config.max_clients, config.max_leases + 2 * config.max_lanes + _OTHER_DESCRIPTORS)
         self._keeper = Keeper(self._exchange, self._poller, self._dialler, config.upstream_wait)
         self._clients = Clients(
             self._exchange,
@@ -330,15 +331,18 @@ class Server:
         return finished
 
 
-def allowed_clients(wanted: int) -> int:
-    """How many clients the process may have, after raising its limit of descriptors as far as it goes."""
+def allowed_clients(wanted: int, spare: int) -> int:
+    """How many clients the process may have, after raising its limit of descriptors as far as it goes.
+
+    `spare` are for other things than clients; where there are few in all, those get a quarter.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + _SPARE_DESCRIPTORS
+    needed = wanted + spare
     if hard != resource.RLIM_INFINITY:
         needed = min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-    allowed = min(wanted, needed - min(_SPARE_DESCRIPTORS, needed // 4))
+    allowed = min(wanted, needed - min(spare, needed // 4))
     if allowed < wanted:
         log.warning("%d clients at most, not %d: the system allows %d descriptors", allowed, wanted, hard)
     return max(1, allowed)
