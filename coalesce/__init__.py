@@ -56,7 +56,8 @@ states), `core/exchange.py` (both together: routes, moves, losses), `core/comman
 `core/containment.py` (where a fault of ours ends).
 
 The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `tls.py` (a socket like any other, and
-certificates that change), `greeting.py` (clients in the TLS handshake), `dial.py` (new connections), `passwords.py`,
+certificates), `greeting.py` (clients in the TLS handshake), `dial.py` (new connections), `passwords.py`, `watched.py`
+(files that change),
 `upstream.py` (a lane's connection, and its next), `bytestream.py` and `pin.py`, `server.py` (the tree of tasks,
 signals, drain), `faults.py` (our own, said and counted), `__main__.py` and `config.py`, `embedded.py`.
 """

@@ -190,7 +190,7 @@ class Dialler:
     async def _connect(self) -> ByteStream:
         sock = await _connect(self._address)
         if self._certificates is not None:
-            sock = await _start_tls(sock, self._certificates.context(), self._server_name)
+            sock = await _start_tls(sock, self._certificates.latest(), self._server_name)
         return ByteStream(sock)
 
     def _own_password(self) -> bytes | None:

@@ -62,7 +62,7 @@ class Greetings:
 
     def begin(self, sock: socket.socket) -> None:
         """Owns the socket from here on. Raises OSError, and has closed it then."""
-        wrapped = wrap(self._certificates.context(), sock)
+        wrapped = wrap(self._certificates.latest(), sock)
         try:
             greeting = Greeting(self, wrapped)
         except BaseException:

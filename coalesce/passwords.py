@@ -6,18 +6,15 @@ No text in here has a password.
 from __future__ import annotations
 
 import hmac
-import logging
 from pathlib import Path
 
-from coalesce.tls import signature
-
-log = logging.getLogger("coalesce")
+from coalesce.watched import UnusableFileError, WatchedFiles
 
 # Bytes. A file that is longer is not one of passwords.
 _LONGEST = 1024 * 1024
 
 
-class PasswordFileError(Exception):
+class PasswordFileError(UnusableFileError):
     """A file that can't be used, and why, in a few words."""
 
 
@@ -30,29 +27,17 @@ def read_password(file: str) -> bytes:
 
 
 class ClientPasswords:
-    """The lines of a file, each a password; read again when it changes.
-
-    A file that can't be used then changes nothing, and is said once.
-    """
+    """The lines of a file, each a password; read again when it changes."""
 
     def __init__(self, file: str) -> None:
         """Raises PasswordFileError."""
         self._file = file
-        self._seen = signature((file,))  # before reading it: what changes meanwhile is seen to have changed
-        self._passwords = self._load()
+        self._passwords = WatchedFiles(self._load, (file,))
 
     def __call__(self, password: bytes) -> bool:
         """Whether it is one of those. How long that takes tells nothing but how many there are, and how long."""
-        seen = signature((self._file,))
-        if seen != self._seen:
-            self._seen = seen
-            try:
-                self._passwords = self._load()
-            except PasswordFileError as problem:
-                log.warning("%s: those known stay in use", problem)
-            else:
-                log.info("%s read again", self._file)
-        return any([hmac.compare_digest(password, each) for each in self._passwords])  # noqa: C419 (all of them)
+        passwords = self._passwords.latest()
+        return any([hmac.compare_digest(password, each) for each in passwords])  # noqa: C419 (all of them)
 
     def _load(self) -> list[bytes]:
         try:

@@ -5,22 +5,16 @@ Only what is TLS's own is in here; who dials, accepts and reads knows nothing of
 
 from __future__ import annotations
 
-import logging
-import os
 import socket
 import ssl
 from contextlib import suppress
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from coalesce.config import TcpAddress
+from coalesce.watched import UnusableFileError, WatchedFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from coalesce.config import Config
-
-log = logging.getLogger("coalesce")
 
 # Bytes that one `send` takes at the most. OpenSSL goes on until all of it has gone or the kernel takes no more: to a
 # client that reads as fast as we encrypt, a value of 512 MB would go in one call, and everybody else would wait.
@@ -29,8 +23,8 @@ _MOST_SENT = 256 * 1024
 _LOOK_EVERY = 1.0
 
 
-class CertificateError(Exception):
-    """A file that can't be used, and why, in one line."""
+class CertificateError(UnusableFileError):
+    """A certificate, a key or authorities."""
 
 
 class TlsSocket(ssl.SSLSocket):
@@ -75,40 +69,7 @@ class TlsSocket(ssl.SSLSocket):
         super().close()
 
 
-class Certificates:
-    """A context made from files, and made anew when one of them changes.
-
-    A file that can't be used, because it is half written or the key is of another generation than the certificate,
-    changes nothing, and is said once.
-    """
-
-    def __init__(self, make: Callable[[], ssl.SSLContext], files: tuple[str, ...], look_every: float = 0.0) -> None:
-        """Raises CertificateError."""
-        self._make = make
-        self._files = files
-        self._look_every = look_every
-        self._looked = monotonic()
-        self._seen = signature(files)  # before reading them: what changes meanwhile is seen to have changed
-        self._context = make()
-
-    def context(self) -> ssl.SSLContext:
-        """The context of this moment."""
-        now = monotonic()
-        if now >= self._looked + self._look_every:
-            self._looked = now
-            seen = signature(self._files)
-            if seen != self._seen:
-                self._seen = seen
-                self._load()
-        return self._context
-
-    def _load(self) -> None:
-        try:
-            self._context = self._make()
-        except CertificateError as problem:
-            log.warning("%s: the old one stays in use", problem)
-        else:
-            log.info("certificates read again: %s", ", ".join(self._files))
+Certificates = WatchedFiles[ssl.SSLContext]
 
 
 def upstream_certificates(config: Config) -> Certificates | None:
@@ -230,16 +191,3 @@ def _file_reason(problem: OSError) -> str:
             else "not in PEM format, cut short, or with a passphrase"
         )
     return problem.strerror or str(problem)
-
-
-def signature(files: tuple[str, ...]) -> list[tuple[int, int, int, int] | None]:
-    """What changes when a file does, be it written to, moved in, or a link that now leads elsewhere (Kubernetes)."""
-    return [_stat(file) for file in files]
-
-
-def _stat(file: str) -> tuple[int, int, int, int] | None:
-    try:
-        found = os.stat(file)  # noqa: PTH116 (a Path would be made for each look)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -48,7 +48,7 @@ def listener(own: Pair) -> Certificates:
 def client(authority: Authority) -> ssl.SSLContext:
     certificates = tls.upstream_certificates(Config(UPSTREAM, upstream_ca=str(authority.file)))
     assert certificates is not None
-    return certificates.context()
+    return certificates.latest()
 
 
 @pytest.fixture(params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=lambda it: it.name)
@@ -57,7 +57,7 @@ def pair(authority: Authority, own: Pair, request: pytest.FixtureRequest) -> Ite
     plain = socket.socketpair()
     context = client(authority)
     context.maximum_version = request.param
-    near = tls.wrap(listener(own).context(), plain[0])
+    near = tls.wrap(listener(own).latest(), plain[0])
     far = tls.wrap(context, plain[1], server_hostname="127.0.0.1")
     near.setblocking(False)
     far.setblocking(False)
@@ -181,13 +181,13 @@ def test_files_are_read_again_when_they_change_and_not_before(tmp_path: Path) ->
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
     certificates = Certificates(make, (str(file),))
-    first = certificates.context()
-    assert certificates.context() is first
+    first = certificates.latest()
+    assert certificates.latest() is first
     file.write_text("half")
-    assert certificates.context() is first
-    assert certificates.context() is first
+    assert certificates.latest() is first
+    assert certificates.latest() is first
     file.write_text("two!")
-    second = certificates.context()
+    second = certificates.latest()
     assert second is not first
-    assert certificates.context() is second
+    assert certificates.latest() is second
     assert read == ["one", "half", "two!"]

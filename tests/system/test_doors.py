@@ -340,7 +340,7 @@ def test_passwords_of_clients_are_rotated(door, directory):
         file.unlink()
         assert (lets_in("old"), lets_in("new")) == (False, True)
         assert not lets_in("")
-    eventually(lambda: "those known stay in use" in door.stderr)
+    eventually(lambda: "what was read before stays in use" in door.stderr)
 
 
 def test_the_file_of_passwords_has_to_have_one(guarded, directory):
