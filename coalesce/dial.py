@@ -61,6 +61,10 @@ class NotLetInError(DialError):
     """The same, where it is coalesce's own credentials that do not work: that is no reply for a client."""
 
 
+class NoAnswerError(DialError):
+    """The time for an attempt was over before anything was known."""
+
+
 class Dialled(NamedTuple):
     """A connection that runs as the identity asked for, with nothing owed on it."""
 
@@ -93,21 +97,35 @@ class Dialler:
         self._next = -math.inf  # when the next dial would have its turn, if none might come early
         self._down_since: float | None = None  # None: the last dial worked
         self._failures = 0  # since then
+        self._why: str | None = None  # ... what was wrong
         self._say_from = 0.0
+        self._say_turns_from = 0.0
         self._spares: list[tuple[ByteStream, float]] = []  # ... and since when
 
-    async def dial(self, identity: Identity, name: bytes, *, ask: bool = False, ends: float | None = None) -> Dialled:
+    async def dial(
+        self,
+        identity: Identity,
+        name: bytes,
+        *,
+        ask: bool = False,
+        ends: float | None = None,
+        turn_ends: float | None = None,
+    ) -> Dialled:
         """One attempt; the caller owns the socket, which does not block. Raises Refused and DialError.
 
         What goes wrong is in the log, but not each time. The attempt ends after the time that one may take, or at
-        `ends` (trio's clock). With `ask`, the upstream is asked for its limit, too. Nothing else is done that a user
-        may be forbidden: each refusal would be in its ACL LOG.
+        `ends` (trio's clock). It waits for its turn until `turn_ends`, but never for longer than requests may wait, and
+        is none if that does not come. With `ask`, the upstream is asked for its limit, too. Nothing else is done that a
+        user may be forbidden: each refusal would be in its ACL LOG.
         """
-        await self._turn()
+        ends = math.inf if ends is None else ends
+        await self._turn(min(ends, math.inf if turn_ends is None else turn_ends, trio.current_time() + self._patience))
         timeout = trio.current_time() + self._timeout
         try:
-            dialled = await self._dial(identity, name, ask=ask, ends=timeout if ends is None else min(ends, timeout))
+            dialled = await self._dial(identity, name, ask=ask, ends=min(ends, timeout))
         except DialError as problem:
+            if isinstance(problem, NoAnswerError) and ends < timeout and self._why is not None:
+                raise DialError(self._why) from None  # it had less time than those before it
             self.report(str(problem))
             raise
         keep_alive(dialled.sock, self._silence)
@@ -115,6 +133,7 @@ class Dialler:
         if self._down_since is not None:
             log.info("connected to %s again, after %.1f s", self._address, trio.current_time() - self._down_since)
             self._down_since = None
+            self._why = None
         return dialled
 
     async def try_once(self, identity: Identity, name: bytes) -> Dialled:
@@ -133,7 +152,7 @@ class Dialler:
                 ends = now + self._timeout
             except (OSError, UpstreamError) as problem:
                 raise DialError(_reason(problem)) from problem
-        raise DialError("no answer to the attempt to connect")
+        raise NoAnswerError("no answer to the attempt to connect")
 
     async def dial_patiently(self, identity: Identity, name: bytes) -> Dialled:
         """Dials until it works, or for as long as requests may wait. Raises Refused at once, and DialError then."""
@@ -142,7 +161,7 @@ class Dialler:
         while True:
             attempt += 1
             try:
-                return await self.dial(identity, name)
+                return await self.dial(identity, name, turn_ends=patience_ends)
             except DialError:
                 wait = pause(attempt)
                 if trio.current_time() + wait > patience_ends:
@@ -156,6 +175,7 @@ class Dialler:
             self._down_since = now
             self._failures = 0
         self._failures += 1
+        self._why = why
         if now >= self._say_from:
             log.warning("can't connect to %s: %s (attempts: %d)", self._address, why, self._failures)
             self._say_from = now + _SAY_EVERY
@@ -171,11 +191,22 @@ class Dialler:
             stream.close()
         self._spares.clear()
 
-    async def _turn(self) -> None:
-        """Waits until there may be one dial more."""
+    async def _turn(self, ends: float) -> None:
+        """Waits until there may be one dial more. Raises DialError if that is after `ends`, and takes no turn then."""
         now = trio.current_time()
-        self._next = max(self._next, now - _BURST * self._interval) + self._interval
-        await trio.sleep_until(max(now, self._next))
+        turn = max(self._next, now - _BURST * self._interval) + self._interval
+        if turn <= ends:
+            self._next = turn
+            await trio.sleep_until(max(now, turn))
+            return
+        await trio.sleep_until(ends)
+        if self._why is not None:
+            raise DialError(self._why)
+        why = "too many connections wanted at once (--max-dials)"
+        if ends >= self._say_turns_from:
+            log.warning("can't connect to %s: %s", self._address, why)
+            self._say_turns_from = ends + _SAY_EVERY
+        raise DialError(why)
 
     async def _attempt(self, identity: Identity, name: bytes, *, ask: bool) -> Dialled:
         if identity.password is not None and self._spares:

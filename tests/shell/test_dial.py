@@ -44,7 +44,7 @@ def most_in(attempts: list[float], seconds: float) -> int:
 async def test_no_more_dials_than_the_burst_and_the_rate_allow(autojump_clock):
     """500 lanes and leases that are lost at once: a hundred come back at once, the rest at 20 a second."""
     del autojump_clock
-    with closing(Futile(Config(NOWHERE, max_dials=20))) as dialler:
+    with closing(Futile(Config(NOWHERE, max_dials=20, upstream_wait=3600))) as dialler:
         async with trio.open_nursery() as nursery:
             for _ in range(500):
                 nursery.start_soon(dials_in_vain, dialler)
@@ -57,7 +57,7 @@ async def test_no_more_dials_than_the_burst_and_the_rate_allow(autojump_clock):
 
 async def test_a_burst_is_saved_up_again_and_no_more_than_that(autojump_clock):
     del autojump_clock
-    with closing(Futile(Config(NOWHERE, max_dials=20))) as dialler:
+    with closing(Futile(Config(NOWHERE, max_dials=20, upstream_wait=3600))) as dialler:
         for quiet in (0.0, 2.0, 3600.0):
             await trio.sleep(quiet)
             start = trio.current_time()
