@@ -530,7 +530,7 @@ def open_listener(address: Address, socket_mode: int | None = None) -> tuple[soc
 
 
 def _open_unix_listener(address: UnixAddress, mode: int | None) -> tuple[socket.socket, Address]:
-    sock = socket.socket(socket.AF_UNIX)
+    sock = _UnixListener(socket.AF_UNIX)
     try:
         try:
             _bind(sock, address.path, mode)
@@ -539,6 +539,7 @@ def _open_unix_listener(address: UnixAddress, mode: int | None) -> tuple[socket.
                 raise
             Path(address.path).unlink()  # left behind by a run that was killed
             _bind(sock, address.path, mode)
+        sock.file = _file(address.path)
         sock.listen(_BACKLOG)
     except OSError:
         sock.close()
@@ -573,9 +574,27 @@ def _somebody_listens(path: str) -> bool:
         return True
 
 
+class _UnixListener(socket.socket):
+    """Knows its file, which somebody may have removed, and another process may have made anew."""
+
+    file: tuple[int, int] | None = None
+
+
+def _file(path: str) -> tuple[int, int]:
+    """What is at a path, whatever it is called."""
+    found = Path(path).lstat()
+    return found.st_dev, found.st_ino
+
+
 def close_listener(sock: socket.socket) -> None:
-    name = sock.getsockname()
+    """Removes the file of a unix socket, too, if it is still its own. Must not raise: others depend on what follows."""
+    if isinstance(sock, _UnixListener):
+        path = sock.getsockname()
+        try:
+            if _file(path) == sock.file:  # not another's: while the socket is open, no other file has that number
+                Path(path).unlink()
+        except FileNotFoundError:
+            pass
+        except OSError as problem:
+            log.warning("can't remove %s: %s", path, problem.strerror)
     sock.close()
-    if isinstance(name, str) and name:
-        with suppress(FileNotFoundError):
-            Path(name).unlink()

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import socket
 from contextlib import closing, suppress
+from typing import TYPE_CHECKING
 
+from coalesce.config import UnixAddress
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.core.session import SessionState
-from coalesce.downstream import Clients
+from coalesce.downstream import Clients, close_listener, open_listener
 from coalesce.poller import READABLE, Poller
 from tests.core.fakes import RecordingLink
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
 
 BASE = Identity(None, None, 0, 2)
 LARGE = 4 * 1024 * 1024
@@ -104,3 +111,38 @@ def test_a_value_of_one_byte_is_no_reason_to_read_more_at_once() -> None:
         client.on_ready(READABLE)
         assert session.reader.held - before == 16 * 1024
         client.give_up()
+
+
+# Files of unix sockets
+
+
+def test_the_file_of_a_listener_goes_with_it(tmp_path: Path) -> None:
+    place = tmp_path / "s"
+    sock, _ = open_listener(UnixAddress(str(place)))
+    close_listener(sock)
+    assert not place.exists()
+
+
+def test_the_file_of_a_successor_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = tmp_path / "s"
+    sock, _ = open_listener(UnixAddress(str(place)))
+    place.unlink()
+    successor, _ = open_listener(UnixAddress(str(place)))
+    close_listener(sock)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(place))
+    close_listener(successor)
+    assert not place.exists()
+    assert not caplog.records
+
+
+def test_a_file_that_cannot_be_removed_is_a_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What follows at the end of a run has to follow all the same."""
+    directory = tmp_path / "d"
+    directory.mkdir()
+    sock, _ = open_listener(UnixAddress(str(directory / "s")))
+    directory.rename(tmp_path / "elsewhere")
+    directory.write_text("a file in its place")
+    close_listener(sock)
+    assert sock.fileno() == -1
+    assert [record.getMessage() for record in caplog.records] == [f"can't remove {directory}/s: Not a directory"]
