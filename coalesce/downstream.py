@@ -334,6 +334,8 @@ class Clients:
         self.left = trio.lowlevel.ParkingLot()  # who waits here is woken when a client has left
         self._max_clients = max_clients
         self._shared: set[Client] = set()
+        self._listeners: list[Listener] = []
+        self._accepting = True
         self._greetings = (
             None if certificates is None else Greetings(certificates, poller, self._take, handshake_timeout)
         )
@@ -346,6 +348,12 @@ class Clients:
         """Closes who takes too long to become a client."""
         if self._greetings is not None:
             self._greetings.expire()
+
+    def take_no_more(self) -> None:
+        """From here on nobody becomes a client, also who has been accepted or greeted in the same moment."""
+        self._accepting = False
+        for listener in self._listeners:
+            listener.rest()
 
     def read_last(self) -> None:
         """Takes what clients have sent up to now: the last look before a drain. Who is not yet a client is closed."""
@@ -375,16 +383,16 @@ class Clients:
     async def accept(self, sock: socket.socket) -> None:
         """Accepts until cancelled. Closes the listener at the end, and removes the file of a unix socket."""
         listener = Listener(self, sock)
+        self._listeners.append(listener)
         try:
-            while True:
-                self.poller.add(sock, listener, READABLE)
-                try:
-                    await listener.in_trouble()
-                finally:
-                    self.poller.remove(sock)
+            while self._accepting:
+                listener.listen()
+                await listener.in_trouble()
+                listener.rest()
                 await trio.sleep(_PAUSE)
-                listener.failed = trio.Event()
         finally:
+            self._listeners.remove(listener)
+            listener.rest()
             close_listener(sock)
 
     def welcome(self, sock: socket.socket) -> None:
@@ -401,6 +409,9 @@ class Clients:
         sock.close()
 
     def _welcome(self, sock: socket.socket) -> None:
+        if not self._accepting:
+            sock.close()
+            return
         sock.setblocking(False)
         greetings = None if sock.family == socket.AF_UNIX else self._greetings
         if len(self._shared) + len(self._greetings or ()) + self.pinned >= self._max_clients:
@@ -425,6 +436,9 @@ class Clients:
 
     def _take(self, sock: socket.socket) -> None:
         """Owns the socket from here on; must not raise."""
+        if not self._accepting:
+            sock.close()
+            return
         try:
             self._shared.add(Client(self, sock))
         except OSError as problem:
@@ -437,7 +451,9 @@ class Clients:
 
 
 def _turn_away(sock: socket.socket, problem: OSError) -> None:
-    log.warning("a client could not be taken: %s", problem.strerror)
+    """Closes it, and says why, unless it had left already: anybody can connect and reset, as often as he likes."""
+    if not (isinstance(problem, ConnectionError) or problem.errno == errno.ENOTCONN):
+        log.warning("a client could not be taken: %s", problem.strerror)
     sock.close()
 
 
@@ -447,10 +463,23 @@ class Listener:
     def __init__(self, clients: Clients, sock: socket.socket) -> None:
         self._clients = clients
         self._sock = sock
+        self._listening = False
         self.failed = trio.Event()  # the process is out of descriptors, or of memory
         self._failures = 0  # of this outage
         self._since = 0.0  # the first of them
         self._works = False  # somebody was accepted after the last of them
+
+    def listen(self) -> None:
+        """Accepts clients until something fails."""
+        self.failed = trio.Event()
+        self._clients.poller.add(self._sock, self, READABLE)
+        self._listening = True
+
+    def rest(self) -> None:
+        """Accepts nobody."""
+        if self._listening:
+            self._listening = False
+            self._clients.poller.remove(self._sock)
 
     def on_ready(self, flags: int) -> None:
         """Accepts who waits."""

@@ -154,6 +154,7 @@ class Server:
                 try:
                     await anext(signals)
                     accepting.cancel()
+                    self._clients.take_no_more()  # the tasks that accept may not be the next to run
                     clean = await self._drain(signals)
                 finally:
                     self._clients.close_all()

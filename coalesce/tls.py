@@ -122,6 +122,7 @@ def server_name(config: Config) -> str | None:
 def wrap(context: ssl.SSLContext, sock: socket.socket, *, server_hostname: str | None = None) -> TlsSocket:
     """The socket with TLS, before the handshake. The plain one is not to be used any more; OSError has closed it."""
     try:
+        sock.getpeername()  # raises if the peer has reset it, where `wrap_socket` would not always close it
         wrapped = context.wrap_socket(
             sock,
             server_side=context.protocol is ssl.PROTOCOL_TLS_SERVER,

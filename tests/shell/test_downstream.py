@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import socket
+import struct
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
-from coalesce.config import UnixAddress
+import pytest
+import trio
+import trio.testing
+
+from coalesce import tls
+from coalesce.config import Config, TcpAddress, UnixAddress, parse_upstream
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.core.session import SessionState
 from coalesce.downstream import Clients, close_listener, open_listener
 from coalesce.poller import READABLE, Poller
 from tests.core.fakes import RecordingLink
+from tests.system.certificates import Authority
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 BASE = Identity(None, None, 0, 2)
 LARGE = 4 * 1024 * 1024
@@ -111,6 +116,63 @@ def test_a_value_of_one_byte_is_no_reason_to_read_more_at_once() -> None:
         client.on_ready(READABLE)
         assert session.reader.held - before == 16 * 1024
         client.give_up()
+
+
+# Who is not taken
+
+
+async def test_nobody_is_accepted_any_more_before_the_listeners_are_closed() -> None:
+    """The tasks that accept end some time after they have been told to, and a round of the poller may come first."""
+    exchange = Exchange(BASE, lambda _: None)
+    sock, address = open_listener(TcpAddress("127.0.0.1", 0))
+    assert isinstance(address, TcpAddress)
+    with closing(Poller()) as poller:
+        clients = Clients(exchange, poller, 10, LARGE, no_pin)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(clients.accept, sock)
+            await trio.testing.wait_all_tasks_blocked()
+            with socket.create_connection((address.host, address.port)) as early:
+                poller.drain(exchange.flush)
+                assert clients.shared == 1
+                clients.take_no_more()
+                with socket.create_connection((address.host, address.port)):
+                    poller.drain(exchange.flush)
+                    accepted, _ = sock.accept()
+                    clients.welcome(accepted)
+                    assert clients.accepted == clients.shared == 1
+                    assert accepted.fileno() == -1
+                early.sendall(b"GET k\r\n")
+                poller.drain(exchange.flush)
+                assert exchange.lane(BASE).unsent
+                clients.close_all()
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("says", [b"", b"PING\r\n"])
+@pytest.mark.parametrize("with_tls", [True, False])
+def test_who_resets_before_he_is_accepted_is_no_line_in_the_log(
+    says: bytes, with_tls: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificates = None
+    if with_tls:
+        own = Authority(tmp_path, "ours").issue()
+        upstream = parse_upstream("127.0.0.1:1")
+        config = Config(upstream, tls_cert=str(own.certificate), tls_key=str(own.key))
+        certificates = tls.listener_certificates(config)
+    exchange = Exchange(BASE, lambda _: None)
+    sock, _ = open_listener(TcpAddress("127.0.0.1", 0))
+    with closing(Poller()) as poller, sock:
+        clients = Clients(exchange, poller, 10, LARGE, no_pin, certificates)
+        client = socket.create_connection(sock.getsockname())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.sendall(says)
+        client.close()
+        accepted, _ = sock.accept()
+        clients.welcome(accepted)
+        poller.drain(exchange.flush)
+        assert accepted.fileno() == -1
+        assert clients.shared == 0
+        assert not caplog.records
 
 
 # Files of unix sockets
