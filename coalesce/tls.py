@@ -45,6 +45,15 @@ class TlsSocket(ssl.SSLSocket):
         except ssl.SSLZeroReturnError:
             return b""
 
+    def peek(self, most: int) -> bytes:
+        """What OpenSSL has not read yet, up to so many bytes, as it came over the network. It stays there."""
+        return super(ssl.SSLSocket, self).recv(most, socket.MSG_PEEK)
+
+    def discard(self, most: int) -> None:
+        """Drops what OpenSSL has not read yet: a socket that is closed with something unread in it sends a reset."""
+        with suppress(OSError):
+            super(ssl.SSLSocket, self).recv(most, socket.MSG_DONTWAIT)
+
     def send(self, data: bytes | bytearray | memoryview, flags: int = 0) -> int:  # type: ignore[override]
         if len(data) > _MOST_SENT:
             data = memoryview(data)[:_MOST_SENT]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -167,6 +169,137 @@ def test_who_says_nothing_is_closed_in_time(own: Pair, monkeypatch: pytest.Monke
         assert len(greetings) == 0
         plain[1].settimeout(5)
         assert plain[1].recv(100) == b""
+
+
+def test_who_says_too_little_is_closed_in_time_and_not_reset(own: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    with greeted(own) as (greetings, poller, sock, _):
+        sock.sendall(b"\x16\x03\x01")
+        turn(poller)
+        monkeypatch.setattr(greeting, "monotonic", lambda: math.inf)
+        greetings.expire()
+        assert len(greetings) == 0
+        assert sock.recv(100) == b""
+
+
+def records(message: bytes, size: int, *, kind: int = 22) -> bytes:
+    """A message of TLS in records of so many bytes."""
+    pieces = (message[at : at + size] for at in range(0, len(message), size))
+    return b"".join(b"%c\x03\x01" % kind + len(piece).to_bytes(2) + piece for piece in pieces)
+
+
+def hello(length: int = 131_000) -> bytes:
+    return b"\x01" + length.to_bytes(3) + b"\x03\x03" + bytes(length - 2)
+
+
+# A group that no client offers a key of at first: the server asks for another ClientHello.
+UNUSUAL = "secp384r1"
+
+
+@contextmanager
+def greeted(
+    own: Pair, group: str | None = None
+) -> Iterator[tuple[Greetings, Poller, socket.socket, list[socket.socket]]]:
+    """Greetings of one client, over TCP; the poller, the client's socket, and who is done."""
+    done: list[socket.socket] = []
+    with closing(Poller()) as poller, socket.create_server(("127.0.0.1", 0)) as server:
+        certificates = listener(own)
+        if group is not None:
+            certificates.latest().set_ecdh_curve(group)
+        greetings = Greetings(certificates, poller, done.append, timeout=10.0)
+        with socket.create_connection(server.getsockname()) as sock:
+            sock.settimeout(5)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            accepted, _ = server.accept()
+            accepted.setblocking(False)
+            greetings.begin(accepted)
+            yield greetings, poller, sock, done
+            greetings.close_all()
+        for each in done:
+            each.close()
+
+
+def turn(poller: Poller) -> None:
+    poller.drain(lambda _: None)
+
+
+@pytest.mark.parametrize("size", [1, 100, 8 * 1024])
+def test_a_hello_in_pieces_is_refused_without_a_look_at_all_of_it(
+    own: Pair, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """OpenSSL would go through all records in one step."""
+    with greeted(own) as (greetings, poller, sock, _):
+        sock.sendall(records(hello()[: size * 50], size))
+        turn(poller)
+        assert len(greetings) == 0
+    assert "in many pieces" in caplog.text
+
+
+def test_a_second_hello_in_pieces_is_refused(own: Pair, authority: Authority) -> None:
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        client(authority).wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="127.0.0.1").do_handshake()
+    with greeted(own, UNUSUAL) as (greetings, poller, sock, _):
+        sock.sendall(outgoing.read())
+        turn(poller)
+        assert len(greetings) == 1
+        assert sock.recv(RECORD)[5] == 2  # a ServerHello: HelloRetryRequest
+        sock.sendall(records(b"\x01", 1, kind=20) + records(hello()[:50], 1))
+        turn(poller)
+        assert len(greetings) == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "group"),
+    [(ssl.TLSVersion.TLSv1_2, None), (ssl.TLSVersion.TLSv1_3, None), (ssl.TLSVersion.TLSv1_3, UNUSUAL)],
+)
+def test_a_handshake_that_comes_in_drips(
+    own: Pair, authority: Authority, version: ssl.TLSVersion, group: str | None
+) -> None:
+    """... and what follows it in the same write stays for the client's first read."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = client(authority)
+    context.maximum_version = version
+    tls_client = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    with greeted(own, group) as (_, poller, sock, done):
+        while not done:
+            try:
+                tls_client.do_handshake()
+                tls_client.write(b"PING\r\n")
+            except ssl.SSLWantReadError:
+                pass
+            said = outgoing.read()
+            for begin, end in pairwise([*range(12), *range(12, len(said), 100), len(said)] if said else []):
+                sock.sendall(said[begin:end])
+                turn(poller)
+            sock.setblocking(False)
+            with suppress(BlockingIOError):
+                incoming.write(sock.recv(RECORD))
+            sock.settimeout(5)
+        if version is ssl.TLSVersion.TLSv1_3:
+            assert done[0].recv(RECORD) == b"PING\r\n"
+        assert done[0].getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
+
+
+@pytest.mark.parametrize("said", [b"PING\r\n", b"*1\r\n$4\r\nPING\r\n", b"GET / HTTP/1.1\r\n\r\n"])
+def test_who_speaks_no_tls_is_closed_at_once(own: Pair, said: bytes) -> None:
+    with greeted(own) as (greetings, poller, sock, _):
+        sock.sendall(said)
+        turn(poller)
+        assert len(greetings) == 0
+
+
+@pytest.mark.parametrize("said", [b"", b"P", b"\x16\x03\x01", records(hello(), RECORD)[:100]])
+def test_who_hangs_up_in_the_middle_of_a_hello_is_closed_at_once(
+    own: Pair, said: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with greeted(own) as (greetings, poller, sock, _):
+        sock.sendall(said)
+        turn(poller)
+        assert len(greetings) == 1
+        sock.shutdown(socket.SHUT_WR)
+        turn(poller)
+        assert len(greetings) == 0
+    assert not caplog.records
 
 
 def test_files_are_read_again_when_they_change_and_not_before(tmp_path: Path) -> None:
