@@ -195,7 +195,7 @@ class Dialler:
         """Waits until there may be one dial more. Raises DialError if that is after `ends`, and takes no turn then."""
         now = trio.current_time()
         turn = max(self._next, now - _BURST * self._interval) + self._interval
-        if turn <= ends:
+        if turn <= max(now, ends):  # (what is over already is no reason not to try, if it need not wait)
             self._next = turn
             await trio.sleep_until(max(now, turn))
             return
