@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import re
 import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,7 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
         "auto_envvar_prefix": "COALESCE",
         "help_option_names": ["-h", "--help"],
         "max_content_width": 100,
+        "allow_extra_args": True,  # to refuse them without repeating them
     },
     epilog="Every option can be set by an environment variable: COALESCE_UPSTREAM, COALESCE_MAX_CLIENTS, ... "
     "(several listeners: separated by spaces).",
@@ -135,6 +137,7 @@ def command(upstream: Upstream | str, listen: tuple[Address, ...], **more: objec
     settings: dict[str, object] = dict(more)
     if listen:
         settings["listen"] = listen
+    _look_at_the_command_line(click.get_current_context(), upstream)
     if problem := contradiction(upstream if isinstance(upstream, Upstream) else None, settings):
         raise click.UsageError(problem)
     with logging_to_stderr():
@@ -148,6 +151,21 @@ def command(upstream: Upstream | str, listen: tuple[Address, ...], **more: objec
     if trouble:
         click.echo(f"coalesce: {trouble}", err=True)
     sys.exit(0 if not trouble and summary.clean else 1)
+
+
+def _look_at_the_command_line(ctx: click.Context, upstream: Upstream | str) -> None:
+    """Everybody on the host sees it, so it may have no password. Raises UsageError, which repeats nothing of it."""
+    if ctx.args:
+        raise click.UsageError("there are only flags, and something more was given: is it for --upstream?")
+    if (
+        isinstance(upstream, Upstream)
+        and upstream.password is not None
+        and ctx.get_parameter_source("upstream") is click.core.ParameterSource.COMMANDLINE
+    ):
+        raise click.UsageError(
+            "--upstream with a password: ps shows the command line to everybody. Give the URL in COALESCE_UPSTREAM "
+            "(/proc/PID/environ is for its owner alone), or the password in a file by --upstream-password-file"
+        )
 
 
 async def _run(upstream: Upstream | str, settings: dict[str, object]) -> Summary:
@@ -167,6 +185,10 @@ def _environment_variable(problem: click.BadParameter) -> str | None:
     return f"{ctx.auto_envvar_prefix}_{param.name.upper()}"
 
 
+def _like_a_flag(text: str) -> str:
+    return re.sub(r"[^a-z-].*", "..", text, flags=re.DOTALL)
+
+
 def main() -> None:
     """The console script. What is wrong with the command line is said in one line, like everything that goes wrong."""
     try:
@@ -174,6 +196,9 @@ def main() -> None:
     except click.ClickException as problem:
         if isinstance(problem, click.BadParameter):
             problem.param_hint = _environment_variable(problem) or problem.param_hint
+        if isinstance(problem, click.NoSuchOption):
+            # `--upstream:redis://..` is one, as a whole.
+            problem = click.NoSuchOption(_like_a_flag(problem.option_name), possibilities=problem.possibilities)
         click.echo(f"coalesce: {problem.format_message()} (see coalesce --help)", err=True)
         sys.exit(problem.exit_code)
 

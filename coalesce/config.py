@@ -6,7 +6,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from coalesce.core.lane import Limits
 
@@ -41,22 +41,32 @@ Address = TcpAddress | UnixAddress
 
 
 def parse_address(text: str, default_port: int | None = None) -> Address:
-    """`host:port`, `[v6]:port` or `unix:///path`. Raises ValueError, with what is wrong with it."""
-    if text.startswith("unix://"):
-        path = text.removeprefix("unix://")
+    """`host:port`, `[v6]:port` or `unix:///path`. Raises ValueError, with what is wrong with it.
+
+    Its text repeats nothing that could be a password.
+    """
+    shown = "an address with an '@'" if "@" in text else repr(text)
+    scheme, separator, path = text.partition("://")
+    if separator and scheme.lower() == "unix":
         if not path.startswith("/"):
-            raise ValueError(f"{text!r}: a unix socket needs an absolute path, as in unix:///run/coalesce.sock")
+            raise ValueError(f"{shown}: a unix socket needs an absolute path, as in unix:///run/coalesce.sock")
         return UnixAddress(path)
     try:
         parts = urlsplit(f"//{text}")
         port = parts.port
-    except ValueError as problem:
-        raise ValueError(f"{text!r}: {problem}") from None
+    except ValueError:
+        raise ValueError(f"{shown} has no valid port") from None
     if port is None:
         port = default_port
-    if not parts.hostname or port is None or parts.path or parts.query or parts.username is not None:
-        raise ValueError(f"{text!r} is neither host:port nor unix:///path")
+    more = parts.path or parts.query or parts.fragment or parts.username is not None
+    if not parts.hostname or not _HOST.fullmatch(parts.hostname) or port is None or more:
+        raise ValueError(f"{shown} is neither host:port nor unix:///path")
     return TcpAddress(parts.hostname, port)
+
+
+# A name, IPv4, IPv6, perhaps with its zone. Whatever else is written in its place (`h,password=..`) is not repeated by
+# whoever says that there is no such host.
+_HOST = re.compile(r"[\w.-]+|[0-9a-f.]*:[0-9a-f:.]*(%[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -76,22 +86,45 @@ class Upstream:
 def parse_upstream(text: str) -> Upstream:
     """`host:port`, `redis[s]://[user[:password]@]host[:port][/db]` or `unix:///path`. Raises ValueError.
 
-    No error text repeats the URL: it may hold a password.
+    No error text repeats any of it: wherever something is wrong, a part that was not taken for a password may be one.
     """
-    if not text.startswith(("redis://", "rediss://", "valkey://", "valkeys://")):
-        return Upstream(parse_address(text, default_port=6379))
+    scheme, separator, rest = text.partition("://")
     try:
-        parts = urlsplit(text)
-        port = parts.port or 6379
+        if separator and (scheme.lower() != "unix" or "?" in rest):  # unix:///path?password=..: redis-py's way
+            return _parse_url(text)
+        return Upstream(parse_address(text, default_port=6379))
     except ValueError:
-        raise ValueError("the upstream's URL has no valid port") from None
+        raise ValueError(_UPSTREAM_FORMS) from None
+
+
+_UPSTREAM_FORMS = (
+    "the upstream is to be host[:port], redis[s]://[user[:password]@]host[:port][/db] (special characters of a "
+    "password percent-encoded), unix:///path or embedded; what was given is none of these, and not repeated here"
+)
+
+
+def _parse_url(text: str) -> Upstream:
+    """Raises ValueError, whose text is not to be shown."""
+    parts = urlsplit(text)
     database = parts.path.removeprefix("/")
-    if not parts.hostname or parts.query or parts.fragment or not (database or "0").isdecimal():
-        raise ValueError("the upstream's URL is not of the form redis[s]://[user[:password]@]host[:port][/db]")
-    username = unquote(parts.username).encode() if parts.username else None
-    password = unquote(parts.password).encode() if parts.password is not None else None
+    if (
+        parts.scheme not in {"redis", "rediss", "valkey", "valkeys"}
+        or not _HOST.fullmatch(parts.hostname or "")
+        or parts.query
+        or parts.fragment
+        or not re.fullmatch(r"[0-9]{0,9}", database)
+    ):
+        raise ValueError
+    port = 6379 if parts.port is None else parts.port
+    username = _unquote(parts.username) if parts.username else None
+    password = None if parts.password is None else _unquote(parts.password)
     tls = parts.scheme in {"rediss", "valkeys"}
-    return Upstream(TcpAddress(parts.hostname, port), username, password, int(database or "0"), tls)
+    return Upstream(TcpAddress(parts.hostname or "", port), username, password, int(database or "0"), tls)
+
+
+def _unquote(text: str) -> bytes:
+    """What is percent-encoded may be any bytes; so may the environment."""
+    return unquote_to_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def parse_mode(text: str) -> int:

@@ -286,10 +286,14 @@ class Coalesce:
 
 @contextlib.contextmanager
 def running_coalesce(upstream: str, *flags: str, **more: str) -> Iterator[Coalesce]:
-    """A coalesce before `upstream`; `more` is environment. Whatever the test did, it may not have left a traceback."""
+    """A coalesce before `upstream`; `more` is environment. Whatever the test did, it may not have left a traceback.
+
+    The upstream is in the environment, too: it may have a password.
+    """
     with short_directory() as directory:
         listen = ["--listen", "127.0.0.1:0", "--listen", f"unix://{directory}/c.sock"]
-        coalesce = Coalesce([*coalesce_command(), "--upstream", upstream, *listen, *flags], environment(**more))
+        more["COALESCE_UPSTREAM"] = upstream
+        coalesce = Coalesce([*coalesce_command(), *listen, *flags], environment(**more))
         try:
             yield coalesce
         finally:

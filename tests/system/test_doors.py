@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from coalesce.config import Config, TcpAddress, parse_upstream
+from coalesce.config import Config, TcpAddress, UnixAddress, parse_upstream
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity, move_of
 from coalesce.server import Server
@@ -369,6 +369,63 @@ def test_a_locked_client_that_floods_holds_nobody_up(door):
 # Secrets never show
 
 
+MALFORMED = [
+    "user:{}@h:6379", ":{}@h", "{}@h:6379", "REDIS://:{}@h:port", "redis:/u:{}@h", "redis:u:{}@h", "//u:{}@h",
+    "http://u:{}@h", "redis+tls://u:{}@h:6379", "redis-socket:///x?password={}", "tls://:{}@h", "redis://:{}@",
+    "redis://u:{}/x@h:6379", "redis://u:{}#x@h", "redis://u:{}?x@h", "redis://u:{}[x@h", "redis://u:{}@h:x",
+    "redis://u:{}@h/x", "redis://u:{}@h/0/1", "redis://h:6379?password={}", "redis://h:6379/0,password={}",
+    "unix://:{}@/x", "unix://{}@/x", "unix:///x?password={}", "UNIX://u:{}@/x", "unix:u:{}@/x",
+    "h:6379,password={}", "h,password={}", "h:{}", "h:6379#{}", "h:6379/{}", "h {}", " redis://u:{}@h/x",
+    "\tredis://u:{}@h/x", "'redis://u:{}@h'", "redis://u:{}@h,redis://u:{}@i", "redis://u:{}@h;i", "redis://u:{}@h%00",
+    "redis://u:{}\uff03@h",  # a '#' to come, says urlsplit, and repeats it
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", MALFORMED)
+def test_what_is_no_upstream_is_not_repeated(form):
+    code, said = one_line(run_to_exit("--listen", "127.0.0.1:0", COALESCE_UPSTREAM=form.replace("{}", SECRET)))
+    assert code == 2
+    assert "COALESCE_UPSTREAM" in said
+    assert "redis[s]://[user[:password]@]host[:port]" in said
+
+
+def test_nor_is_it_where_it_was_a_flag():
+    code, said = one_line(run_to_exit("--upstream", f"redis:/u:{SECRET}@h"))
+    assert (code, "'--upstream'" in said) == (2, True)
+
+
+@pytest.mark.parametrize("form", ["u:{}@127.0.0.1:0", "redis://u:{}@127.0.0.1:0", "unix://u:{}@/x", "u:{}@h:x"])
+def test_a_listener_that_looks_like_an_upstream_is_not_repeated(form):
+    listen = form.replace("{}", SECRET)
+    for flags, more in ((["--listen", listen], {}), ([], {"COALESCE_LISTEN": listen})):
+        code, _ = one_line(run_to_exit("--upstream", "127.0.0.1:1", *flags, **more))
+        assert code == 2
+
+
+@pytest.mark.parametrize("form", ["redis://u:{}@h", "--redis://u:{}@h", "--upstream:redis://:{}@h", "-redis://:{}@h"])
+def test_what_is_no_flag_is_not_repeated(form):
+    code, _ = one_line(run_to_exit("--upstream", "127.0.0.1:1", form.replace("{}", SECRET)))
+    assert code == 2
+
+
+@pytest.mark.parametrize("form", ["redis://u:{}@127.0.0.1:1", "rediss://:{}@127.0.0.1:1/2", "VALKEY://u:{}@127.0.0.1"])
+def test_a_password_on_the_command_line_is_refused(form):
+    """Everybody on the host can read it there."""
+    for flags in (["--upstream", form.replace("{}", SECRET)], [f"--upstream={form.replace('{}', SECRET)}"]):
+        code, said = one_line(run_to_exit(*flags, "--listen", "127.0.0.1:0"))
+        assert code == 2
+        assert "COALESCE_UPSTREAM" in said
+        assert "--upstream-password-file" in said
+
+
+def test_schemes_are_of_either_case_and_passwords_of_any_bytes():
+    for url in ("REDISS://u:%ff%00p@H:1/2", "rediss://u:%FF%00p@h:1/2", "Valkeys://u:\udcff%00p@h:1/2"):
+        found = parse_upstream(url)
+        assert (found.address, found.username, found.password) == (TcpAddress("h", 1), b"u", b"\xff\0p")
+        assert (found.database, found.tls) == (2, True)
+    assert parse_upstream("UNIX:///x@y").address == UnixAddress("/x@y")
+
+
 def test_secrets_are_not_in_representations():
     upstream = parse_upstream(f"redis://proxy:{SECRET}@127.0.0.1:1")
     identity = Identity(b"ada", SECRET.encode(), 0, 2)
@@ -396,7 +453,7 @@ def test_nobody_becomes_the_upstreams_default_user(guarded, directory):
         assert other.ask("ACL", "WHOAMI") == NO_AUTH
     with control(guarded) as steering:
         assert steering.ask("ACL", "SETUSER", "default", "on", "nopass") == OK
-    code, stderr = run_to_exit("--upstream", url, "--client-password-file", doors, "--listen", "127.0.0.1:0")
+    code, stderr = run_to_exit("--client-password-file", doors, "--listen", "127.0.0.1:0", COALESCE_UPSTREAM=url)
     assert code == 1
     assert "user default needs no password: clients could become it" in stderr
 

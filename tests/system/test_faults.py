@@ -371,7 +371,7 @@ def test_a_busy_port_is_one_line_and_exit_code_1(upstream):
 
 
 def test_a_wrong_password_in_the_url_is_one_line_and_exit_code_1(upstream):
-    code, stderr = run_to_exit("--upstream", f"redis://nobody:wrong@{upstream.url}", "--listen", "127.0.0.1:0")
+    code, stderr = run_to_exit("--listen", "127.0.0.1:0", COALESCE_UPSTREAM=f"redis://nobody:wrong@{upstream.url}")
     assert code == 1
     assert "wrong@" not in one_line(stderr)  # a password is nothing for a log
 

@@ -355,7 +355,7 @@ def test_a_database_and_credentials_in_the_url(upstream, authority):
 
 
 def refused(url: str, *flags: str) -> str:
-    code, stderr = run_to_exit("--upstream", url, "--listen", "127.0.0.1:0", *flags)
+    code, stderr = run_to_exit("--listen", "127.0.0.1:0", *flags, COALESCE_UPSTREAM=url)
     assert code == 1, stderr
     assert len(stderr.splitlines()) == 1, stderr
     return stderr
