@@ -28,7 +28,7 @@ from coalesce.config import (
     parse_upstream,
 )
 from coalesce.embedded import EmbeddedError, embedded_server
-from coalesce.logs import logging_to_stderr
+from coalesce.logs import hide_texts_of_exceptions, logging_to_stderr
 from coalesce.server import Server, StartError, Summary
 
 if TYPE_CHECKING:
@@ -145,6 +145,9 @@ def command(upstream: Upstream | str, listen: tuple[Address, ...], **more: objec
             summary = trio.run(_run, upstream, settings)
         except (StartError, EmbeddedError) as problem:
             trouble = str(problem)
+        except Exception:  # ours, whatever it is
+            log.exception("a fault in coalesce ends it")
+            trouble = "it could not go on: see above"
         else:
             log.info("%s", summary)
             trouble = ""
@@ -191,6 +194,7 @@ def _like_a_flag(text: str) -> str:
 
 def main() -> None:
     """The console script. What is wrong with the command line is said in one line, like everything that goes wrong."""
+    hide_texts_of_exceptions()
     try:
         command.main(standalone_mode=False)
     except click.ClickException as problem:
@@ -201,6 +205,8 @@ def main() -> None:
             problem = click.NoSuchOption(_like_a_flag(problem.option_name), possibilities=problem.possibilities)
         click.echo(f"coalesce: {problem.format_message()} (see coalesce --help)", err=True)
         sys.exit(problem.exit_code)
+    except click.Abort:  # Control-C before anything runs
+        sys.exit(1)
 
 
 if __name__ == "__main__":
