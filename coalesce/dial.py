@@ -49,7 +49,7 @@ class Refused(Exception):
     """The upstream refused an identity; `reply` is what it said."""
 
     def __init__(self, reply: bytes) -> None:
-        super().__init__(reply[1:].partition(CRLF)[0].decode("latin-1"))
+        super().__init__(told(reply))
         self.reply = reply
 
 
@@ -255,8 +255,7 @@ class Dialler:
                 try:
                     await _authenticate(stream, self._username, own)
                 except Refused as refusal:
-                    why = _without_secret(refusal.reply, own)
-                    raise NotLetInError(f"the upstream refuses coalesce's credentials: {why}") from None
+                    raise NotLetInError(f"the upstream refuses coalesce's credentials: {refusal}") from None
             return await _shake_hands(stream, identity, name, ask=ask)
         except BaseException:
             if not kept:
@@ -330,10 +329,35 @@ async def _authenticate(stream: ByteStream, username: bytes | None, password: by
     _check(await _converse(stream, [[b"AUTH", *([] if username is None else [username]), password]]), 1)
 
 
-def _without_secret(reply: bytes, password: bytes) -> str:
-    """A refusal for the log. An upstream that knows no AUTH (or calls it otherwise) repeats what it was given."""
-    told = reply[1:].partition(CRLF)[0].partition(b", with args")[0]
-    return (told.split(b" ")[0] if password in told else told).decode("latin-1")
+def told(error: bytes) -> str:
+    """What an error reply of the handshake says, for the log and for other clients: of Redis's own words alone.
+
+    What else is in it may be what it was given, the password in whole or in part: `unknown command 'AUTH', with args
+    beginning with: 'hunter2'`.
+    """
+    found = _TELLING.match(error)
+    return found[1].decode() if found else "an error"
+
+
+_TELLING = re.compile(
+    rb"-((?:ASK|BUSY|CLUSTERDOWN|DENIED|ERR|LOADING|MASTERDOWN|MISCONF|MOVED|NOAUTH|NOPERM|NOPROTO|OOM|READONLY|"
+    rb"TRYAGAIN|WRONGPASS)(?= |\r\n)(?: (?:"
+    rb"AUTH <password> called without any password configured for the default user|"
+    rb"Authentication required|"
+    rb"Client sent AUTH, but no password is set|"
+    rb"DB index is out of range|"
+    rb"HELLO must be called with the client already authenticated|"
+    rb"Link with MASTER is down|"
+    rb"(?:Redis|Valkey) is (?:busy running a script|loading the dataset in memory|running in protected mode)|"
+    rb"SELECT is not allowed in cluster mode|"
+    rb"invalid DB index|"
+    rb"invalid username-password pair or user is disabled|"
+    rb"max number of clients reached|"
+    rb"unknown command|"
+    rb"unsupported protocol version|"
+    rb"wrong number of arguments"
+    rb"))?)"
+)
 
 
 async def _shake_hands(stream: ByteStream, identity: Identity, name: bytes, *, ask: bool) -> Dialled:
@@ -381,7 +405,7 @@ def _check(replies: list[bytes], become: int) -> None:
     """Raises Refused for an error among the first `become`, UpstreamError where a later attempt may fare better."""
     for number, reply in enumerate(replies):
         if reply.startswith(_FULL) or (number < become and reply.partition(b" ")[0] in _TRANSIENT):
-            raise UpstreamError(reply[1:].strip().decode("latin-1"))
+            raise UpstreamError(told(reply))
         if number < become and reply.startswith(b"-"):
             raise Refused(reply)
 
@@ -393,8 +417,9 @@ async def _read_replies(stream: ByteStream, count: int) -> list[bytes]:
     while len(replies) < count:
         chunk = await stream.receive_some()
         if not chunk:
-            last = data[position:].decode("latin-1").strip()
-            raise ConnectionError(f"hung up in the handshake{': ' + last if last else ''}")
+            # (The beginning of a reply tells nothing: what it would have gone on to say decides what it is.)
+            last = f": {told(replies[-1])}" if replies and replies[-1].startswith(b"-") else ""
+            raise ConnectionError(f"hung up in the handshake{last}")
         data += chunk
         while len(replies) < count and position < len(data) and (end := reply_end(data, position)) >= 0:
             replies.append(data[position:end])

@@ -309,9 +309,12 @@ SHORT_LENGTHS = {b"%d" % length: length for length in range(1024)}
 
 
 def _length(digits: bytes, least: int = 0) -> int:
-    """A length or count in a reply. Raises Desync for anything but plain digits, or -1 where `least` allows it."""
+    """A length or count in a reply. Raises Desync for anything but plain digits, or -1 where `least` allows it.
+
+    What stands there instead may be somebody's value, and the text is for the log.
+    """
     if not _INTEGER.fullmatch(digits) or not least <= int(digits) < 2**63:
-        raise Desync(f"a length of {digits[:20]!r}")
+        raise Desync("a length that is none")
     return int(digits)
 
 
@@ -353,7 +356,7 @@ def skip_elements(  # noqa: C901 (one walk: a type each)
             outstanding += 2 * _length(data[position + 1 : end])
             position = end + 2
         else:
-            raise Desync("a push on a lane" if kind == 62 else f"a reply of unknown type {bytes((kind,))!r}")
+            raise Desync("a push on a lane" if kind == 62 else "a reply of unknown type")
     return position, outstanding, 0
 
 

@@ -280,7 +280,14 @@ def test_bytes_that_are_no_reply(junk: bytes) -> None:
         reply_end(junk)
 
 
+@pytest.mark.parametrize("kind", [b"$", b"*", b"%", b"=", b"|", b"~", b"!", b">", b"", b"?", b"$9", b"*-", b"$3\r\n"])
+def test_what_is_wrong_with_a_reply_repeats_none_of_it(kind: bytes) -> None:
+    with pytest.raises(Desync) as caught:
+        reply_end(kind + b"QXZJVW\r\n" * 2)
+    assert not set("QXZJVW") & set(str(caught.value))
+
+
 @pytest.mark.parametrize("junk", [b"$a\r\n", b"$\r\n", b"*x\r\n", b"%1.5\r\n", b"=\r\n"])
 def test_lengths_that_are_no_number(junk: bytes) -> None:
-    with pytest.raises(Desync, match="a length of"):
+    with pytest.raises(Desync, match="a length that is none"):
         reply_end(junk)

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import stat
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hiredis
 import pytest
 import trio
 
 from coalesce.config import Config, TcpAddress, UnixAddress, parse_upstream
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity, move_of
+from coalesce.dial import DialError, Dialler, Refused, told
 from coalesce.logs import logging_to_stderr
 from coalesce.server import Server
 
@@ -534,6 +538,127 @@ def test_secrets_are_not_in_the_log_nor_in_the_list_of_processes(guarded, direct
         for secret in (SECRET, DOOR, "made-up-by-ada"):
             assert secret not in coalesce.stderr
             assert secret.encode() not in shown
+
+
+class Pretender:
+    """An upstream that answers each command as it is told to, and closes after some."""
+
+    def __init__(self) -> None:
+        self.answers: dict[bytes, bytes] = {b"AUTH": OK, b"PING": PONG, b"QUIT": OK, b"GET": bulk("v")}
+        self.closes_after: set[bytes] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._connections: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def hang_up(self) -> None:
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.hang_up()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self._connections.append(connection)
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        reader = hiredis.Reader()
+        with connection, contextlib.suppress(OSError):
+            while data := connection.recv(1 << 16):
+                reader.feed(data)
+                while request := reader.gets():
+                    connection.sendall(self.answers.get(request[0], b"-ERR unknown command\r\n"))
+                    if request[0] in self.closes_after:
+                        return
+
+
+@pytest.fixture
+def pretender() -> Iterator[Pretender]:
+    pretender = Pretender()
+    yield pretender
+    pretender.close()
+
+
+SECRET_ECHOED = [
+    b"-ERR unknown command 'AUTH', with args beginning with: '%b' \r\n", b"-ERR unknown command '%b'\r\n",
+    b"-WRONGPASS for %b\r\n", b"-NOPERM %b\r\n", b"-%b\r\n", b"-%b is wrong\r\n", b"-ERR\t%b\r\n", b"-LOADING %b\r\n",
+    b"-BUSY %b\r\n", b"-ERR max number of clients reached %b\r\n", b"?%b\r\n", b"$%b\r\n", b"%b\r\n",
+    b">1\r\n+%b\r\n", b"+OK\r\n+%b\r\n+%b\r\n", b"*2\r\n+%b\r\n", b"-ERR %b", b"-ERR unknown '%b", b"-WRONGPASS %b\r",
+    b"+%b", b"%b", b"+OK\r\n-ERR %b", b"-ERR no\r\n%b", b"!5\r\n%b\r\n", b"$100\r\n%b\r\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [b"AUTH", b"HELLO", b"SELECT"])
+@pytest.mark.parametrize("echo", SECRET_ECHOED)
+async def test_what_an_upstream_repeats_of_the_credentials_is_nowhere_said(pretender, echo, command):
+    """Neither whole, nor cut short anywhere."""
+    pretender.answers |= {b"SELECT": OK, command: echo.replace(b"%b", SECRET.encode())}
+    pretender.closes_after.add(command)
+    config = Config(parse_upstream(f"redis://proxy:{SECRET}@{pretender.url}"), connect_timeout=5)
+    with contextlib.closing(Dialler(config)) as dialler, pytest.raises((DialError, Refused)) as caught:
+        (await dialler.try_once(Identity(None, None, 1, 3), b"")).sock.close()
+    assert "hunter" not in str(caught.value)
+    assert "%b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (b"-ERR AUTH <password> called without any password configured for the default user. Are you sure?",
+         "ERR AUTH <password> called without any password configured for the default user"),
+        (b"-ERR DB index is out of range", "ERR DB index is out of range"),
+        (b"-ERR max number of clients reached", "ERR max number of clients reached"),
+        (b"-ERR unknown command 'AUTH', with args beginning with: 'x'", "ERR unknown command"),
+        (b"-LOADING Redis is loading the dataset in memory", "LOADING Redis is loading the dataset in memory"),
+        (b"-NOPERM User proxy has no permissions to run the 'hello' command", "NOPERM"),
+        (b"-ERRATIC", "an error"),
+    ],
+)  # fmt: skip
+def test_what_an_upstream_says_in_words_of_its_own_is_said(error, said):
+    assert told(error + b"\r\n") == said
+
+
+@pytest.mark.parametrize("echo", [b"-ERR with args beginning with: %b \r\n", b"-ERR %b", b"%b"])
+def test_nor_is_it_in_the_log_nor_told_to_other_clients(pretender, echo, directory):
+    more = {"COALESCE_UPSTREAM_PASSWORD_FILE": written(directory / "secret", SECRET), "COALESCE_UPSTREAM_WAIT": "0"}
+    upstream = f"redis://proxy@{pretender.url}"
+    with running_coalesce(upstream, **more) as coalesce, coalesce.connect() as client:
+        assert client.ask("PING") == PONG
+        pretender.answers[b"AUTH"] = echo % SECRET.encode()
+        pretender.closes_after.add(b"AUTH")
+        pretender.hang_up()
+        assert b"hunter" not in eventually(lambda: told_unavailable(coalesce))
+        eventually(lambda: "can't connect to" in coalesce.stderr)
+        code, stderr = run_to_exit("--listen", "127.0.0.1:0", "--upstream", upstream, **more)
+        assert (code, "hunter" in stderr) == (1, False)
+    assert "hunter" not in coalesce.stderr
+
+
+def told_unavailable(coalesce: Coalesce) -> bytes:
+    """What a client is told, or nothing when it is served, or closed."""
+    with coalesce.connect() as client, contextlib.suppress(EOFError, ConnectionError):
+        client.send(pack("GET", "k"))
+        reply = client.reply()
+        return reply if reply.startswith(b"-ERR coalesce: ") else b""
+    return b""
+
+
+@pytest.mark.parametrize("reply", [b"$%b\r\n", b"%b\r\n", b"$4\r\n%b\r\n", b"$1\r\nv\r\n%b\r\n", b">1\r\n+%b\r\n"])
+def test_a_desync_repeats_no_data(pretender, reply):
+    with running_coalesce(pretender.url) as coalesce, coalesce.connect() as client:
+        assert client.ask("GET", "k") == bulk("v")
+        pretender.answers[b"GET"] = reply % b"mysecretvalue"
+        client.send(pack("GET", "k"))
+        assert b"mysecretvalue" not in client.rest()
+        eventually(lambda: "can't be trusted any more" in coalesce.stderr)
+    assert "myse" not in coalesce.stderr
 
 
 class OwnFaultError(Exception):
