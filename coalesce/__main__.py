@@ -102,7 +102,7 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
 @_option("--socket-mode", _Parsed("mode", parse_mode), "Mode of unix sockets, as in 0660.  [default: by the umask]")
 @_option("--upstream-password-file", _FILE, "Its first line is coalesce's own password at the upstream.")
 @_option("--client-password-file", _FILE, "Clients have to authenticate with one of its lines.")
-@click.option("--unprotected", is_flag=True, help="Lend coalesce's credentials to whoever reaches a TCP listener.")
+@click.option("--unprotected", is_flag=True, help="Let whoever reaches a TCP listener use what only coalesce has.")
 @_option("--max-clients", click.IntRange(min=1), "Clients at a time; one more is refused as Redis does.")
 @_option("--lane-limit", click.IntRange(min=1), "Requests owed on one upstream connection before clients must wait.")
 @_option("--client-limit", click.IntRange(min=1), "Requests owed to one client before it is not read from.")

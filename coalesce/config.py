@@ -185,7 +185,8 @@ class Config:
     socket_mode: int | None = None
     # Each line is a password that clients may authenticate with to coalesce. None: they need not.
     client_password_file: str | None = None
-    # Whoever reaches the listeners may use the credentials that coalesce has at the upstream.
+    # Whoever reaches the listeners may use what coalesce has and they do not: credentials at the upstream, or access to
+    # one that is on this host alone.
     unprotected: bool = False
     # Seconds. Kubernetes kills 30 s after SIGTERM.
     drain_timeout: float = 10.0

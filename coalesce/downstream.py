@@ -531,7 +531,25 @@ def is_loopback(address: TcpAddress) -> bool:
         found = _resolve(address)
     except OSError:
         return True  # nobody will listen there
-    return all(ipaddress.ip_address(where[0]).is_loopback for *_, where in found)
+    return all(_ip(where[0]).is_loopback for *_, where in found)
+
+
+def is_of_this_host(address: Address) -> bool:
+    """Whether only processes of this host reach an upstream there. (One that has no address is reached by nobody.)"""
+    if isinstance(address, UnixAddress):
+        return True
+    try:
+        found = _resolve(address)
+    except OSError:
+        return False
+    # Who connects to 0.0.0.0 or :: connects to loopback.
+    return all(_ip(where[0]).is_loopback or _ip(where[0]).is_unspecified for *_, where in found)
+
+
+def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """What it leads to: IPv4, where that is written as IPv6."""
+    found = ipaddress.ip_address(text)
+    return (found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None) or found
 
 
 def _resolve(address: TcpAddress) -> Sequence[tuple[int, int, int, str, Any]]:

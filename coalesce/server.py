@@ -32,7 +32,7 @@ from coalesce.core.exchange import Exchange, Totals
 from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.dial import DialError, Dialler, NotLetInError, Refused
-from coalesce.downstream import Clients, close_listener, is_loopback, open_listener
+from coalesce.downstream import Clients, close_listener, is_loopback, is_of_this_host, open_listener
 from coalesce.liveness import watch, watch_clients
 from coalesce.passwords import ClientPasswords, PasswordFileError
 from coalesce.pin import Pin
@@ -163,24 +163,30 @@ class Server:
         return Summary(shared, leased, self._clients.accepted, self._faults.count, clean)
 
     def _look_at_listeners(self) -> None:
-        """Redis's protected mode, translated: what clients do not have, strangers on the network do not get."""
+        """Redis's protected mode, translated: what clients do not have, strangers on the network do not get.
+
+        That is what coalesce authenticates with upstream, and access itself: nobody but this host reaches an upstream
+        on loopback or on a unix socket.
+        """
         config = self._config
         upstream = config.upstream
-        if upstream.password is not None or config.upstream_password_file is not None:
-            what = "credentials"
-        elif config.upstream_cert is not None:
-            what = "a certificate"
-        else:
-            return
         if config.unprotected or config.tls_client_ca is not None or config.client_password_file is not None:
             return
-        for address in config.listen:
-            if isinstance(address, TcpAddress) and not is_loopback(address):
-                raise StartError(
-                    f"coalesce has {what} for the upstream, and whoever reaches {address} could use them: have clients "
-                    "authenticate (--client-password-file or --tls-client-ca), listen on loopback or a unix socket, "
-                    "or say --unprotected"
-                )
+        open_to_strangers = [each for each in config.listen if isinstance(each, TcpAddress) and not is_loopback(each)]
+        if not open_to_strangers:
+            return
+        if upstream.password is not None or config.upstream_password_file is not None:
+            what = "coalesce has credentials for the upstream"
+        elif config.upstream_cert is not None:
+            what = "coalesce has a certificate for the upstream"
+        elif is_of_this_host(upstream.address):
+            what = "nobody but this host reaches the upstream itself"
+        else:
+            return
+        raise StartError(
+            f"{what}, and whoever reaches {open_to_strangers[0]} could use it: have clients authenticate "
+            "(--client-password-file or --tls-client-ca), listen on loopback or a unix socket, or say --unprotected"
+        )
 
     async def _look_at_upstream(self) -> str:
         """Dials once before anything else: whoever starts coalesce wants to know at once when that can't work."""

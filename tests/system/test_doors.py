@@ -24,6 +24,7 @@ from coalesce.dial import DialError, Dialler, Refused, told
 from coalesce.logs import logging_to_stderr
 from coalesce.server import Server
 
+from .certificates import Authority
 from .processes import (
     Coalesce,
     RedisServer,
@@ -35,6 +36,7 @@ from .processes import (
     running_server,
     short_directory,
 )
+from .reliability.namespaces import Hosts, impossible, run_to_exit_with, server_at
 from .versions import NEWEST, OLDEST, OLDEST_AND_NEWEST, with_newest
 from .wire import Wire, bulk, pack, split_replies
 
@@ -216,28 +218,138 @@ def test_what_is_no_mode(mode):
     assert code == 2
 
 
-def test_strangers_do_not_get_the_credentials(guarded, directory):
+EVERYWHERE = ["0.0.0.0:0", "[::]:0", "[::ffff:0.0.0.0]:0"]
+
+
+def own_address() -> str:
+    """An address of this host that others reach, too; empty where there is none. (No packet leaves.)"""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("198.51.100.1", 9))
+        except OSError:
+            return ""
+        return probe.getsockname()[0]
+
+
+@pytest.fixture
+def reachable(executable) -> Iterator[RedisServer]:
+    """An upstream that others than this host reach."""
+    host = own_address()
+    if not host or host.startswith("127."):
+        pytest.skip("this host has no address but loopback")
+    with server_at(executable, host) as server:
+        yield server
+
+
+def starts(*flags: str, directory: Path, **more: str) -> bool:
+    """Whether coalesce starts with these; False where it says that it won't because of strangers."""
+    command = [*coalesce_command(), *flags, "--listen", f"unix://{directory}/c.sock"]
+    try:
+        coalesce = Coalesce(command, environment(**more))
+    except RuntimeError as problem:
+        if "--unprotected" not in str(problem):
+            raise
+        return False
+    coalesce.end()
+    return True
+
+
+@pytest.mark.parametrize("listen", EVERYWHERE)
+def test_strangers_do_not_get_the_credentials(guarded, listen):
     upstream = {"COALESCE_UPSTREAM": f"redis://proxy:{SECRET}@{guarded.url}"}
-    for host in ("0.0.0.0", "[::]"):  # noqa: S104 (where it does not start)
-        code, said = one_line(run_to_exit("--listen", f"{host}:0", **upstream))
-        assert (code, "--unprotected" in said) == (1, True)
-    file = written(directory / "secret", SECRET)
-    code, said = one_line(
-        run_to_exit(
-            *("--upstream", f"redis://proxy@{guarded.url}"),
-            *("--upstream-password-file", file, "--listen", "127.0.0.1:0", "--listen", "0.0.0.0:0"),
+    code, said = one_line(run_to_exit("--listen", listen, **upstream))
+    assert (code, "--unprotected" in said, "credentials" in said) == (1, True, True)
+
+
+def test_what_coalesce_may_hold_and_who_may_use_it(reachable, directory):
+    """Each holding alone is refused, and each permission alone allows it."""
+    authority = Authority(directory, "ca")
+    issued = authority.issue()
+    pair = (str(issued.certificate), str(issued.key))
+    with reachable.connect() as steering:
+        assert steering.ask("ACL", "SETUSER", "proxy", "on", f">{SECRET}", "~*", "&*", "+@all") == OK
+        assert steering.ask("ACL", "SETUSER", "default", "off") == OK
+    password = ["--upstream-password-file", written(directory / "secret", SECRET)]
+    certificate = ["--upstream-cert", pair[0], "--upstream-key", pair[1]]
+    everywhere = ["--listen", "0.0.0.0:0"]
+    tls = ["--tls-cert", pair[0], "--tls-key", pair[1]]
+    permissions = [
+        ["--unprotected"],
+        ["--client-password-file", written(directory / "passwords", DOOR)],
+        [*tls, "--tls-client-ca", str(authority.file)],
+    ]
+    with_password = {"COALESCE_UPSTREAM": f"redis://proxy:{SECRET}@{reachable.url}"}
+    with_user = {"COALESCE_UPSTREAM": f"redis://proxy@{reachable.url}"}
+    for flags, more in (([], with_password), (password, with_user)):
+        assert not starts(*flags, *everywhere, directory=directory, **more)
+        assert not starts(*flags, *everywhere, *tls, directory=directory, **more)  # who has no certificate gets in
+        for permission in permissions:
+            assert starts(*flags, *everywhere, *permission, directory=directory, **more)
+    # With a certificate for the upstream, it gets past the door, and finds that nobody speaks TLS there.
+    to_tls = {"COALESCE_UPSTREAM": f"rediss://{reachable.url}"}
+    code, said = one_line(run_to_exit(*certificate, *everywhere, **to_tls))
+    assert (code, "--unprotected" in said, "a certificate" in said) == (1, True, True)
+    for permission in permissions:
+        code, said = one_line(run_to_exit(*certificate, *everywhere, *permission, **to_tls))
+        assert (code, "can't reach upstream" in said) == (1, True)
+    code, said = one_line(run_to_exit(*everywhere, **to_tls))
+    assert (code, "can't reach upstream" in said) == (1, True)
+
+
+def test_one_listener_beyond_loopback_is_enough(guarded, directory):
+    upstream = {"COALESCE_UPSTREAM": f"redis://proxy:{SECRET}@{guarded.url}"}
+    for listen in (["127.0.0.1:0", "0.0.0.0:0"], ["0.0.0.0:0", "127.0.0.1:0"]):
+        code, said = one_line(run_to_exit(*(word for each in listen for word in ("--listen", each)), **upstream))
+        assert (code, "0.0.0.0:0" in said) == (1, True)
+    for listen in ("localhost:0", "127.0.0.2:0", "[::ffff:127.0.0.1]:0"):
+        assert starts("--listen", listen, directory=directory, **upstream)
+
+
+@pytest.mark.skipif(bool(impossible()), reason=f"no namespaces here: {impossible()}")
+@pytest.mark.parametrize(("listen", "allowed"), [("127.0.0.1", True), ("192.0.2.77", False), ("0.0.0.0", False)])  # noqa: S104
+def test_a_name_is_what_its_addresses_are(guarded, listen, allowed):
+    """That of a listener, and that of the upstream."""
+    with short_directory() as directory:
+        hosts = Hosts(directory / "hosts")
+        hosts.say("somewhere.coalesce.test", listen)
+        mounts = f"mount --bind {hosts.path} /etc/hosts"
+        file = written(directory / "secret", SECRET)
+        flags = ["--upstream-password-file", file, "--drain-timeout", "0"]
+        code, said = run_to_exit_with(
+            mounts,
+            *("--upstream", f"redis://proxy@{guarded.url}", "--listen", "somewhere.coalesce.test:0", *flags),
+            *("--listen", f"unix://{directory}/no/c.sock"),
         )
-    )
-    assert (code, "0.0.0.0:0" in said) == (1, True)
-    passwords = written(directory / "passwords", DOOR)
-    for allowed in (["--unprotected"], ["--client-password-file", passwords]):
-        command = [*coalesce_command(), "--listen", "0.0.0.0:0", "--listen", f"unix://{directory}/c.sock", *allowed]
-        Coalesce(command, environment(**upstream)).end()
+        assert (code, "--unprotected" in said, "can't listen on unix" in said) == (1, not allowed, allowed)
+        # The upstream: nobody is there, and nobody who is not to is let in either.
+        hosts.say("somewhere.coalesce.test", listen)
+        where = ("--upstream", "somewhere.coalesce.test:1", "--listen", "0.0.0.0:0", "--connect-timeout", "0.5")
+        code, said = run_to_exit_with(mounts, *where)
+        own = listen != "192.0.2.77"
+        assert (code, "--unprotected" in said, "can't reach" in said) == (1, own, not own)
 
 
-def test_without_credentials_anybody_may_come(fresh_upstream, directory):
-    command = [*coalesce_command(), "--upstream", fresh_upstream.url]
-    Coalesce([*command, "--listen", "0.0.0.0:0", "--listen", f"unix://{directory}/c.sock"], environment()).end()
+@pytest.mark.parametrize("upstream", ["tcp", "localhost", "0.0.0.0", "unix", "embedded"])  # noqa: S104
+def test_access_to_an_upstream_of_this_host_is_not_for_strangers(fresh_upstream, directory, upstream):
+    """Nobody beyond this host could reach it: with coalesce on a network, everybody could."""
+    url = {
+        "tcp": fresh_upstream.url, "localhost": f"localhost:{fresh_upstream.port}",
+        "0.0.0.0": f"0.0.0.0:{fresh_upstream.port}", "unix": f"unix://{fresh_upstream.unix_path}",  # noqa: S104
+        "embedded": "embedded",
+    }[upstream]  # fmt: skip
+    everywhere = ["--upstream", url, "--listen", "0.0.0.0:0"]
+    code, said = one_line(run_to_exit(*everywhere))
+    assert (code, "--unprotected" in said, "nobody but this host" in said) == (1, True, True)
+    assert starts("--upstream", url, "--listen", "127.0.0.1:0", directory=directory)
+    if upstream != "localhost":
+        passwords = written(directory / "passwords", DOOR)
+        assert starts(*everywhere, "--client-password-file", passwords, directory=directory)
+        assert starts(*everywhere, "--unprotected", directory=directory)
+
+
+def test_without_credentials_anybody_may_come_to_what_anybody_reaches(reachable, directory):
+    for listen in EVERYWHERE:
+        assert starts("--upstream", reachable.url, "--listen", listen, directory=directory)
 
 
 # Clients authenticate to coalesce
@@ -276,6 +388,31 @@ def test_locked_and_unlocked(door):
     with Wire(door.unix_path) as client:
         client.send(pack("PING") + pack("AUTH", "old") + pack("PING") + pack("QUIT"))
         assert client.rest() == NO_AUTH + OK + PONG + OK
+
+
+def test_passwords_of_clients_where_coalesce_has_none_itself(fresh_upstream, directory):
+    """They run as the upstream's default user then, and nobody else does."""
+    passwords = written(directory / "passwords", DOOR)
+    with fresh_upstream.connect() as steering:
+        assert steering.ask("ACL", "SETUSER", "ada", "on", ">ada-secret", "~*", "&*", "+@all") == OK
+    with (
+        running_coalesce(fresh_upstream.url, "--client-password-file", passwords) as coalesce,
+        coalesce.connect() as client,
+        coalesce.connect() as other,
+    ):
+        assert client.ask("SET", "k", "v") == NO_AUTH
+        assert client.ask("AUTH", "wrong") == WRONG_PASSWORD
+        assert client.ask("AUTH", "default", "wrong") == WRONG_PASSWORD
+        assert client.ask("AUTH", "nobody", DOOR) == WRONG_PASSWORD
+        assert client.ask("PING") == NO_AUTH
+        assert client.ask("AUTH", DOOR) == OK
+        assert client.ask("ACL", "WHOAMI") == bulk("default")
+        assert client.ask("BLPOP", "nothing", "0.01") in {b"*-1\r\n", b"_\r\n"}
+        assert other.ask("GET", "k") == NO_AUTH
+        assert other.ask("HELLO", 3, "AUTH", "ada", "ada-secret").startswith(b"%")
+        assert other.ask("ACL", "WHOAMI") == bulk("ada")
+        assert client.ask("RESET") == b"+RESET\r\n"
+        assert client.ask("PING") == NO_AUTH
 
 
 def test_a_user_of_the_upstream_comes_in_by_itself(door):
