@@ -300,3 +300,5 @@ def running_coalesce(upstream: str, *flags: str, **more: str) -> Iterator[Coales
             coalesce.end()
         assert "Traceback" not in coalesce.stderr, coalesce.stderr
         assert "Warning:" not in coalesce.stderr, coalesce.stderr
+        # Whatever was sent: bytes are never logged (`%r` of arguments; test_nothing_logged.py has more of this).
+        assert not re.search(r"""\bb['"]|bytearray\(""", coalesce.stderr), coalesce.stderr
