@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import pytest
 
 from .leak_oracle.channels import Ears
 from .leak_oracle.client import Client
-from .leak_oracle.oracle import Plan, run_oracle
+from .leak_oracle.oracle import CLOSING, PASSING, Plan, run_oracle
 from .leak_oracle.run import MOVE, POP, Ledger, LostElementError, Run, Tally, Texts, WrongReplyError
 from .leak_oracle.speaker import Closed, Exchange
-from .versions import with_newest, with_oldest_and_newest
+from .versions import NEWEST, with_newest, with_oldest_and_newest
 from .wire import bulk
 
 RIDERS_MOMENTS = {"idle", "mid-request", "in flight", "mid-reply"}
@@ -20,7 +21,7 @@ RIDERS_MOMENTS = {"idle", "mid-request", "in flight", "mid-reply"}
 def test_no_reply_reaches_the_wrong_client(executable):
     tally = run_oracle(executable, Plan(60_000, seed=1, kill_every=1))
     assert tally.replies >= 60_000
-    assert tally.kills >= 1
+    assert tally.faults["kill"] >= 1
     assert {f"{moment} ({how})" for moment in RIDERS_MOMENTS for how in ("close", "reset")} <= tally.departures.keys()
 
 
@@ -30,6 +31,14 @@ def test_many_stories_and_few_leases(executable):
     tally = run_oracle(executable, Plan(20_000, seed=2, kill_every=0, clients=60, max_leases=12, story_share=0.3))
     assert len(tally.stories) >= 10, tally
     assert tally.messages > 100
+
+
+def test_every_fault_in_turn():
+    """Each once at the least: kills, cuts of three kinds, a stop, a silence, a slow link."""
+    plan = Plan(sys.maxsize, seed=4, fault_every=0.05, clients=60, max_leases=25, story_share=0.15, minutes=2 / 60)
+    tally = run_oracle(NEWEST, plan)
+    assert tally.faults.keys() == {*CLOSING, *PASSING}
+    assert tally.closed_by_a_fault > 0
 
 
 @with_newest
@@ -78,10 +87,16 @@ def test_the_oracle_takes_nothing_else(client, data):
 
 
 def test_a_kill_excuses_a_lost_value_and_no_other(client):
-    client.run.weather.mark = 2
+    client.run.weather.mark, client.run.weather.last_kill = 2, 1
     assert tell(client, bulk("a") + b"$-1\r\n") is False
     with pytest.raises(WrongReplyError):
         tell(client, b"$-1\r\n")
+
+
+def test_a_cut_excuses_no_lost_value(client):
+    client.run.weather.mark = 2
+    with pytest.raises(WrongReplyError):
+        tell(client, bulk("a") + b"$-1\r\n")
 
 
 def test_a_closed_connection_needs_an_excuse(client):

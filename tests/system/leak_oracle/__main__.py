@@ -11,9 +11,9 @@ from tests.system.processes import executables
 from .oracle import Plan, run_oracle
 from .run import LeftBehindError, LostElementError, WrongReplyError
 
-# A kill often enough to meet everything, seldom enough that most of a second is fair weather; a quarter of the clients
+# A fault often enough to meet everything, seldom enough that most of a second is fair weather; a quarter of the clients
 # get a connection of their own at a time, and so most stories begin in a queue.
-ALL_FAULTS = {"kill_every": 2.0, "max_leases": 25, "story_share": 0.15}
+ALL_FAULTS = {"kill_every": 0.0, "fault_every": 1.5, "max_leases": 25, "story_share": 0.15}
 ALL_FAULTS_MEAN = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in ALL_FAULTS.items())
 
 
@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("--all-faults", action="store_true", help=ALL_FAULTS_MEAN)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--kill-every", type=float, default=5.0, metavar="SECONDS", help="0: never")
+    parser.add_argument("--fault-every", type=float, default=0.0, metavar="SECONDS", help="any kind, through a relay")
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--max-leases", type=int, metavar="N", help="coalesce's option; few make clients queue")
     parser.add_argument("--story-share", type=float, default=0.05, help="how often a client needs its own connection")

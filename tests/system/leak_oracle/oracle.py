@@ -1,8 +1,9 @@
-"""Starts all that a run takes, keeps its places taken, kills the upstream now and then, and closes the books."""
+"""Starts all that a run takes, keeps its places taken, provokes a fault now and then, and closes the books."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import re
 import subprocess
@@ -12,13 +13,19 @@ from typing import TYPE_CHECKING
 import trio
 
 from tests.system.processes import eventually, running_coalesce, running_server
+from tests.system.reliability import faults
+from tests.system.reliability.relay import Relay
 
 from .client import Client
 from .run import LeftBehindError, Run, Tally, server_options, texts_of
 from .speaker import Helper
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.system.processes import Coalesce, Executable, RedisServer
+    from tests.system.reliability.relay import Link
+    from tests.system.wire import Address
 
 
 LAST_WORDS = 2  # seconds that a process takes to end, once it has closed its connections
@@ -33,6 +40,7 @@ class Plan:
     replies: int
     seed: int
     kill_every: float = 0  # seconds; 0: never
+    fault_every: float = 0  # seconds, in the mean; 0: never. Any of those below, and a relay is between for them
     clients: int = 100
     max_leases: int | None = None
     story_share: float = 0.05  # of what clients say
@@ -49,18 +57,66 @@ async def keep_a_place_taken(run: Run, seed: str) -> None:
             await Client(run, chance).live(helper)
 
 
-async def kill_now_and_then(run: Run, upstream: RedisServer, coalesce: Coalesce | None, every: float) -> None:
+@dataclass
+class Scene:
+    """What the faults act upon: `reliability.faults.Stage`."""
+
+    upstream: RedisServer
+    relay: Relay | None
+    coalesce: Coalesce | None
+
+
+# Short ones: whoever waits for a fault to be over checks no replies.
+CLOSING: dict[str, Callable[[Scene], None]] = {
+    "kill": faults.kill,
+    "cut": faults.cut,
+    "cut somewhere": faults.cut_somewhere,
+    "cut in silence": functools.partial(faults.cut_in_silence, seconds=0.1),
+}
+PASSING: dict[str, Callable[[Scene], None]] = {
+    "stop": functools.partial(faults.stop, seconds=0.2),
+    "silence": functools.partial(faults.be_silent, seconds=0.2),
+    "slow link": functools.partial(faults.be_slow, seconds=0.3),
+}
+
+
+async def kill_now_and_then(run: Run, scene: Scene, every: float) -> None:
     while True:
         await trio.sleep(every)
-        with trio.CancelScope(shield=True):  # whoever looks at the end finds an upstream
-            run.weather.mark += 1
+        await provoke(run, scene, "kill")
+
+
+async def provoke_now_and_then(run: Run, scene: Scene, every: float, seed: str) -> None:
+    """Any fault; in the first of the rounds each of them once."""
+    chance = random.Random(seed)
+    while True:
+        for name in chance.sample(kinds := [*CLOSING, *PASSING], len(kinds)):
+            await trio.sleep(every * chance.uniform(0.5, 1.5))
+            await provoke(run, scene, name)
+
+
+async def provoke(run: Run, scene: Scene, name: str) -> None:
+    """When this returns, the fault is over, and so is the weather that it made."""
+    run.tally.faults[name] += 1
+    with trio.CancelScope(shield=True):  # whoever looks at the end finds an upstream
+        if name in PASSING:
+            await trio.to_thread.run_sync(PASSING[name], scene)
+            return
+        run.weather.mark += 1
+        if name == "kill":
+            run.weather.last_kill = run.weather.mark
             run.ledger.forget()
-            upstream.kill()
-            await trio.to_thread.run_sync(upstream.start)
-            while coalesce is not None and not await trio.to_thread.run_sync(serves, coalesce):
-                await trio.lowlevel.checkpoint()
-            run.tally.kills += 1
-            run.weather.mark += 1
+        standing = [] if scene.relay is None else [*scene.relay.links]
+        await trio.to_thread.run_sync(CLOSING[name], scene)
+        await trio.to_thread.run_sync(eventually, lambda: all_gone(scene, standing))
+        while scene.coalesce is not None and not await trio.to_thread.run_sync(serves, scene.coalesce):
+            await trio.lowlevel.checkpoint()
+        run.weather.mark += 1
+
+
+def all_gone(scene: Scene, links: list[Link]) -> bool:
+    """Or somebody may still be closed when the weather is fair again."""
+    return scene.relay is None or not {*links} & {*scene.relay.links}
 
 
 def serves(coalesce: Coalesce) -> bool:
@@ -75,7 +131,8 @@ def serves(coalesce: Coalesce) -> bool:
 async def report_progress(run: Run) -> None:
     while True:
         await trio.sleep(10)
-        print(f"{run.tally.replies} replies, {run.tally.clients} clients, {run.tally.kills} kills", flush=True)
+        tally = run.tally
+        print(f"{tally.replies} replies, {tally.clients} clients, {tally.faults.total()} faults", flush=True)
 
 
 async def end_after(run: Run, seconds: float) -> None:
@@ -83,13 +140,15 @@ async def end_after(run: Run, seconds: float) -> None:
     run.time_is_up = True
 
 
-async def let_them_talk(run: Run, upstream: RedisServer, coalesce: Coalesce | None, plan: Plan) -> None:
+async def let_them_talk(run: Run, scene: Scene, plan: Plan) -> None:
     async with trio.open_nursery() as around:
         around.start_soon(report_progress, run)
         if plan.minutes is not None:
             around.start_soon(end_after, run, plan.minutes * 60)
         if plan.kill_every:
-            around.start_soon(kill_now_and_then, run, upstream, coalesce, plan.kill_every)
+            around.start_soon(kill_now_and_then, run, scene, plan.kill_every)
+        if plan.fault_every:
+            around.start_soon(provoke_now_and_then, run, scene, plan.fault_every, f"{plan.seed}/faults")
         async with trio.open_nursery() as places:
             for place in range(plan.clients):
                 places.start_soon(keep_a_place_taken, run, f"{plan.seed}/{place}")
@@ -128,12 +187,17 @@ def run_oracle(executable: Executable, plan: Plan) -> Tally:
         # Few leases: whoever waits for one has to get it, however long the queue.
         few = plan.max_leases
         flags = ["--max-leases", str(few), "--upstream-wait", "20"] if few is not None else []
-        coalesce = None if plan.direct else stack.enter_context(running_coalesce(upstream.url, *flags))
-        door = upstream if coalesce is None else coalesce
-        places = (door.address, door.unix_path)
+        relay = stack.enter_context(Relay(upstream.address)) if plan.fault_every else None
+        where = upstream.url if relay is None else relay.url
+        coalesce = None if plan.direct else stack.enter_context(running_coalesce(where, *flags))
+        places: tuple[Address, ...]
+        if coalesce is not None:
+            places = (coalesce.address, coalesce.unix_path)
+        else:
+            places = (upstream.address, upstream.unix_path) if relay is None else (relay.address,)
         run = Run(places, upstream.unix_path, texts_of(upstream), plan.replies, plan.story_share, plan.direct)
         try:
-            trio.run(let_them_talk, run, upstream, coalesce, plan, strict_exception_groups=True)
+            trio.run(let_them_talk, run, Scene(upstream, relay, coalesce), plan, strict_exception_groups=True)
         except ExceptionGroup as problem:
             if coalesce is not None and (last_words := last_words_of(coalesce)):
                 raise RuntimeError(f"coalesce has ended:\n{last_words}") from problem

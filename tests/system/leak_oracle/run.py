@@ -31,9 +31,14 @@ class LostElementError(AssertionError):
 
 @dataclass
 class Weather:
-    """`mark` grows when a kill begins and again when coalesce serves once more; so it is odd in foul weather."""
+    """`mark` grows when a fault begins that closes connections, and again when all those are closed and coalesce serves
+    once more; so it is odd in foul weather. A kill takes what the upstream held, too; a cut does not.
+
+    A fault that only takes time (a stop, a silence, a delay) changes no weather: it excuses nothing.
+    """
 
     mark: int = 0
+    last_kill: int = -1  # the mark while it lasted
 
     @property
     def fair(self) -> bool:
@@ -42,6 +47,9 @@ class Weather:
     def was_fair_since(self, mark: int) -> bool:
         return mark == self.mark and mark % 2 == 0
 
+    def was_killed_since(self, mark: int) -> bool:
+        return self.last_kill >= mark
+
 
 @dataclass
 class Tally:
@@ -49,8 +57,8 @@ class Tally:
 
     replies: int = 0
     clients: int = 0
-    kills: int = 0
-    closed_by_a_kill: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    closed_by_a_fault: int = 0
     refused_by_coalesce: int = 0
     messages: int = 0
     handed_to_the_departed: int = 0
@@ -58,11 +66,12 @@ class Tally:
     stories: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
+        faults = ", ".join(f"{count} {kind}" for kind, count in sorted(self.faults.items())) or "no faults"
         departures = ", ".join(f"{count} {kind}" for kind, count in sorted(self.departures.items()))
         stories = ", ".join(f"{count} {kind}" for kind, count in sorted(self.stories.items()))
         return (
-            f"{self.replies} replies and {self.messages} messages checked, {self.clients} clients, {self.kills} kills "
-            f"({self.closed_by_a_kill} clients closed, {self.refused_by_coalesce} requests refused), "
+            f"{self.replies} replies and {self.messages} messages checked, {self.clients} clients; {faults} "
+            f"({self.closed_by_a_fault} clients closed, {self.refused_by_coalesce} requests refused), "
             f"{self.handed_to_the_departed} elements handed to clients that had left\n"
             f"  {self.departures.total()} departures: {departures}\n  {self.stories.total()} stories: {stories}"
         )
@@ -135,7 +144,7 @@ class Ledger:
     """The shared queues' books: who pushed what, who got it, who left in the middle.
 
     A kill empties the queues, and so the pages for what was pushed before. What is in doubt at the moment of a kill is
-    only held to reach no two clients.
+    only held to reach no two clients. A client that a cut closes while it waits counts as one that left.
     """
 
     def __init__(self) -> None:
@@ -222,7 +231,7 @@ class Run:
     texts: Texts
     target: int  # replies
     story_share: float = 0.05  # of what clients say
-    direct: bool = False  # no coalesce: a kill closes everybody
+    direct: bool = False  # no coalesce: a kill or a cut closes everybody
     time_is_up: bool = False
     numbers: int = 0  # given to clients and helpers
     tally: Tally = field(default_factory=Tally)

@@ -24,17 +24,19 @@ AUTHORED = re.compile(rb"-(?:[A-Z]+ [^\r\n]*coalesce|LOADING)[^\r\n]*\r\n")
 
 
 class Closed(Exception):
-    """A kill has closed the connection."""
+    """A kill or a cut has closed the connection."""
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One request, the reply it must get, and those it may get when a kill came after the weather's mark `written`."""
+    """One request, the reply it must get, and those it may get when a kill, or a kill or a cut, came after the
+    weather's mark `written`."""
 
     request: bytes
     reply: bytes
     after_a_kill: tuple[bytes, ...] = ()
     written: int = 0
+    after_a_cut: tuple[bytes, ...] = ()
     accepts: Callable[[bytes], bool] | None = None  # where the reply is not known to the byte; then `reply` is empty
 
 
@@ -51,14 +53,14 @@ class Speaker:
         self.resp3 = False
         self.name = ""
         self.kept_for_good = run.direct  # its upstream connection is its own until the end
-        self.held_since: int | None = None  # the weather's mark from which on a kill would close it, idle or not
+        self.held_since: int | None = None  # the weather's mark from which on a cut would close it, idle or not
         self.hear: Callable[[bytes], bool] | None = None  # checks what no request asked for; False: it is a reply
         self.received = bytearray()
         self.replies_checked = 0
         self.batch: list[Exchange] = []
         self.batch_mark = 0
         self.expected = b""
-        self.refused = False  # a reply of the batch was an error because of a kill
+        self.refused = False  # a reply of the batch was an error because of a fault
         self.diary: deque[str] = deque(maxlen=12)
 
     # What it says
@@ -181,11 +183,11 @@ class Speaker:
         return False
 
     def closed(self) -> None:
-        """The connection is gone: raises Closed when a kill is the reason, WrongReplyError when there was none."""
+        """The connection is gone: raises Closed when a fault is the reason, WrongReplyError when there was none."""
         since = self.batch_mark if self.held_since is None else min(self.held_since, self.batch_mark)
         if self.run.weather.was_fair_since(since):
             raise self.wrong("closed for no reason", self._next_reply(), b"")
-        self.run.tally.closed_by_a_kill += 1
+        self.run.tally.closed_by_a_fault += 1
         raise Closed
 
     # What it hears
@@ -230,9 +232,12 @@ class Speaker:
             return True
         if self.run.weather.mark == 0:
             return False
-        if reply in exchange.after_a_kill and not self.run.weather.was_fair_since(exchange.written):
+        weather = self.run.weather
+        if (reply in exchange.after_a_kill and weather.was_killed_since(exchange.written)) or (
+            reply in exchange.after_a_cut and not weather.was_fair_since(exchange.written)
+        ):
             return True
-        if not self.run.weather.was_fair_since(self.batch_mark) and AUTHORED.fullmatch(reply):
+        if not weather.was_fair_since(self.batch_mark) and AUTHORED.fullmatch(reply):
             self.run.tally.refused_by_coalesce += 1
             self.refused = True
             return True
@@ -272,7 +277,7 @@ class Helper(Speaker):
         """Says this in a database; whether all of it was done, while the weather was fair."""
         mark = self.run.weather.mark
         if self.run.direct and not self.run.weather.was_fair_since(self.connected_at):
-            self.close()  # a kill has closed it, which it did not notice
+            self.close()  # a fault has closed it, which it did not notice
         if not self.connected:
             self.database = 0
         moves = [] if database == self.database else [Exchange(pack("SELECT", database), b"+OK\r\n")]

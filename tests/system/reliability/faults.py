@@ -1,17 +1,32 @@
-"""Faults, each a function of the stage: when it returns, the fault is over, though not what it did to the clients."""
+"""Faults, each a function of the stage: when it returns, the fault is over, though not what it did to the clients.
+
+The leak oracle provokes them, too: a stage is whatever has an upstream, and perhaps a relay before it.
+"""
 
 from __future__ import annotations
 
 import random
 import threading
 from signal import SIGCONT, SIGSTOP
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-    from .stage import Stage
+    from tests.system.processes import RedisServer
+
+    from .relay import Relay
+
+
+class Stage(Protocol):
+    """What a fault acts upon."""
+
+    @property
+    def upstream(self) -> RedisServer: ...
+
+    @property
+    def relay(self) -> Relay | None: ...
 
 
 def last(seconds: float) -> None:
@@ -48,6 +63,24 @@ def cut(stage: Stage) -> None:
     stage.relay.cut()
 
 
+def cut_somewhere(stage: Stage, at_most: int = 2000, seconds: float = 0.1) -> None:
+    """Every connection, each after some bytes more of its requests or its replies; after so long at the latest."""
+    assert stage.relay is not None
+    stage.relay.by_reset = random.random() < 0.5
+    stage.relay.cut_within(at_most, random.Random())
+    last(seconds)
+    stage.relay.cut()
+
+
+def cut_in_silence(stage: Stage, seconds: float = 0.2) -> None:
+    """Nothing passes for a time, and what was said in it is lost with the connections."""
+    assert stage.relay is not None
+    stage.relay.fall_silent()
+    last(seconds)
+    cut(stage)
+    stage.relay.speak()
+
+
 def be_silent(stage: Stage, seconds: float = 0.5) -> None:
     """Nothing passes for a time, and then all of it."""
     assert stage.relay is not None
@@ -64,4 +97,4 @@ def be_slow(stage: Stage, seconds: float = 0.5) -> None:
     stage.relay.delay, stage.relay.jitter = 0.0, (0.0, 0.0)
 
 
-ALL: list[Callable[[Stage], None]] = [kill, stop, cut, be_silent, be_slow]
+ALL: list[Callable[[Stage], None]] = [kill, stop, cut, cut_somewhere, cut_in_silence, be_silent, be_slow]

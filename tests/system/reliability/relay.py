@@ -35,9 +35,10 @@ class Way:
 
     left: float = math.inf  # bytes that still pass; then the connection is cut
     passed: int = 0
+    queued: int = 0  # pieces on their way
 
 
-@dataclass
+@dataclass(eq=False)
 class Link:
     """One connection through the relay."""
 
@@ -52,7 +53,7 @@ class Relay:
     """Listens on `address`; leads to `target`."""
 
     def __init__(self, target: tuple[str, int]) -> None:
-        self.links: list[Link] = []  # all there have ever been, the newest last
+        self.links: list[Link] = []  # those that stand, the newest last
         self.delay = 0.0  # seconds, each way
         self.jitter = (0.0, 0.0)  # seconds more for each piece: from, to
         self.by_reset = False  # how a connection is cut
@@ -78,11 +79,20 @@ class Relay:
 
     def link(self, database: int) -> Link:
         """The newest connection of a database."""
-        return next(link for link in reversed(self.links) if link.database == database)
+        return next(link for link in reversed([*self.links]) if link.database == database)
 
     def cut(self) -> None:
         """All connections, now."""
         self._do(lambda: [link.scope.cancel() for link in self.links])
+
+    def cut_within(self, at_most: int, chance: random.Random) -> None:
+        """Each connection, after so many bytes more at the most, of its requests or its replies."""
+
+        def arm() -> None:
+            for link in self.links:
+                chance.choice((link.requests, link.replies)).left = chance.randrange(at_most + 1)
+
+        self._do(arm)
 
     def fall_silent(self) -> None:
         """Nothing passes any more, and nothing is closed; new connections are accepted, and as silent."""
@@ -110,6 +120,13 @@ class Relay:
     async def _serve(self, near: trio.SocketStream) -> None:
         link = Link()
         self.links.append(link)
+        try:
+            await self._lead(near, link)
+        finally:
+            await trio.aclose_forcefully(near)
+            self.links.remove(link)
+
+    async def _lead(self, near: trio.SocketStream, link: Link) -> None:
         with contextlib.suppress(OSError, trio.BrokenResourceError):
             far = await trio.open_tcp_stream(*self.target)
             async with near, far:
@@ -131,8 +148,12 @@ class Relay:
                 while data := await source.receive_some(_CHUNK):
                     if way is link.requests and (chosen := _SELECT.search(data)) and not way.passed:
                         link.database = int(chosen[1])
-                    due = max(due, trio.current_time() + self.delay + random.uniform(*self.jitter))
-                    await into.send((due, data))
+                    if way.queued or self.delay or self.jitter[1] or not self._audible.is_set():
+                        due = max(due, trio.current_time() + self.delay + random.uniform(*self.jitter))
+                        way.queued += 1
+                        await into.send((due, data))
+                    elif not await self._put(data, sink, way):
+                        break
             into.close()
 
     async def _deliver(
@@ -143,10 +164,15 @@ class Relay:
                 if due > trio.current_time():
                     await trio.sleep_until(due)
                 await self._audible.wait()
-                piece = data if way.left >= len(data) else data[: int(way.left)]
-                way.left -= len(piece)
-                way.passed += len(piece)
-                await sink.send_all(piece)
-                if len(piece) < len(data) or not way.left:
+                if not await self._put(data, sink, way):
                     break
+                way.queued -= 1
         link.scope.cancel()
+
+    async def _put(self, data: bytes | bytearray, sink: trio.SocketStream, way: Way) -> bool:
+        """Passes as many bytes as may pass; whether there may be more."""
+        piece = data if way.left >= len(data) else data[: int(way.left)]
+        way.left -= len(piece)
+        way.passed += len(piece)
+        await sink.send_all(piece)
+        return len(piece) == len(data) and way.left > 0
