@@ -12,5 +12,5 @@ client's own counter grows by one with each reply, so nothing ran twice or out o
     stage.py        an upstream that forgets nothing, perhaps a relay, coalesce, and the clients: what a fault acts upon
     relay.py        between coalesce and the upstream: cuts at a byte, delays, falls silent
     namespaces.py   an upstream in a network namespace of its own, whose packets can be dropped
-    faults.py       kill, stop, cut, delay, silence: what the long run mixes at random
+    faults.py       kill, stop, cut, delay, silence, passwords and rights, no descriptors: what the long run mixes
 """

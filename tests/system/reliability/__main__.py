@@ -31,7 +31,10 @@ def main() -> int:
     begin = time.monotonic()
     mixed = chosen.seconds > 0
     flags = ["--upstream-wait", "0.3"] if mixed else []
-    with on_stage(executable, *flags, relay=mixed, exact=not mixed, clients=chosen.clients, seed=chosen.seed) as stage:
+    users = ("ada", "bob") if mixed else ()
+    with on_stage(
+        executable, *flags, relay=mixed, exact=not mixed, clients=chosen.clients, seed=chosen.seed, users=users
+    ) as stage:
         while time.monotonic() < begin + chosen.seconds or seen["kill"] < chosen.kills:
             fault = chance.choice(faults.ALL) if mixed else faults.kill
             if fault is faults.kill and mixed:

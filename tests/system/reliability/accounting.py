@@ -18,6 +18,8 @@ SHARED = "shared"
 # What says that a request was not run.
 UNAVAILABLE = b"-ERR coalesce: upstream unavailable: "
 NOT_RUN = (UNAVAILABLE, b"-LOADING ", b"-EXECABORT ", b"-ERR EXEC without MULTI", b"-ERR max number of clients reached")
+# ... to a user. Who needs a connection of its own when its password is not right any more is told so.
+FORBIDDEN = (b"-NOPERM ", b"-WRONGPASS ")
 CLOSED = (EOFError, ConnectionError)
 
 
@@ -72,6 +74,7 @@ class Counting:
         self._load = load
         self._chance = random.Random(f"{load.seed}-{number}")
         self._resp3 = number % 4 == 3  # they ride another lane
+        self._user = ["", *load.users][number // 2 % (1 + len(load.users))]
         self._last = self._excess = 0
         self._slack = 0  # by how much the own counter may be ahead of its last reply
         self._seen_shared = 0
@@ -95,10 +98,12 @@ class Counting:
             self._load.problems.append(problem)
 
     def _converse(self, wire: Wire) -> None:
-        if self._resp3:
-            if not self._send(wire, pack("HELLO", 3), []):
-                return
-            wire.reply()
+        opening = self._opening()
+        if opening and not self._send(wire, opening, []):
+            return
+        if opening and (opened := wire.reply()).startswith(b"-"):
+            self._expect_refusal(opened)
+            return
         while True:
             kind = self._chance.random()
             if kind < 0.6:
@@ -112,6 +117,14 @@ class Counting:
                 going_on = self._leased_transaction(wire)
             if not going_on:
                 return
+
+    def _opening(self) -> bytes:
+        """Who has a user tries its passwords in turn, one for each connection."""
+        passwords = self._load.users.get(self._user, [""])
+        who = ("AUTH", self._user, passwords[self.connections % len(passwords)]) if self._user else ()
+        if self._resp3:
+            return pack("HELLO", 3, *who)
+        return pack(*who) if who else b""
 
     def _pipeline(self, wire: Wire, keys: list[str]) -> bool:
         if not self._send(wire, b"".join(pack("INCR", key) for key in keys), keys):
@@ -200,7 +213,7 @@ class Counting:
         self.books[key].refused += 1
 
     def _expect_refusal(self, reply: bytes) -> None:
-        if not reply.startswith(NOT_RUN):
+        if not (reply.startswith(NOT_RUN) or (self._user and reply.startswith(FORBIDDEN))):
             self._wrong(f"was told {reply!r}")
 
     def _wrong(self, what: str) -> None:
@@ -216,6 +229,7 @@ class Load:
     seed: int = 1
     exact: bool = True
     patience: float = 10.0  # seconds for one reply
+    users: dict[str, list[str]] = field(default_factory=dict)  # with their passwords, one of which is right
     torn: int = 0  # transactions whose MULTI was refused and whose commands were run all the same
     problems: list[BaseException] = field(default_factory=list)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -227,6 +241,10 @@ class Load:
         for client in self.all:
             client.thread.start()
         self.go_on()
+
+    @property
+    def connections(self) -> int:
+        return sum(client.connections for client in self.all)
 
     @property
     def closed(self) -> int:

@@ -5,17 +5,21 @@ The leak oracle provokes them, too: a stage is whatever has an upstream, and per
 
 from __future__ import annotations
 
+import contextlib
 import random
+import resource
 import threading
+from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from tests.system.processes import RedisServer
+    from tests.system.processes import Coalesce, RedisServer
 
+    from .accounting import Load
     from .relay import Relay
 
 
@@ -27,6 +31,16 @@ class Stage(Protocol):
 
     @property
     def relay(self) -> Relay | None: ...
+
+
+class LoadedStage(Stage, Protocol):
+    """With clients on it, some of whom are users."""
+
+    @property
+    def coalesce(self) -> Coalesce: ...
+
+    @property
+    def load(self) -> Load: ...
 
 
 def last(seconds: float) -> None:
@@ -97,4 +111,67 @@ def be_slow(stage: Stage, seconds: float = 0.5) -> None:
     stage.relay.delay, stage.relay.jitter = 0.0, (0.0, 0.0)
 
 
-ALL: list[Callable[[Stage], None]] = [kill, stop, cut, cut_somewhere, cut_in_silence, be_silent, be_slow]
+def rotate_passwords(stage: LoadedStage) -> None:
+    """Those who are in stay in; who comes is told that the old one is wrong, and tries the new one."""
+    for user, (first, *_) in stage.load.users.items():
+        new = f"{user}-{random.getrandbits(32)}"
+        stage.load.users[user] = [first, new]  # (the first: a kill brings it back)
+        _set_user(stage, user, "resetpass", f">{new}")
+
+
+def take_rights(stage: LoadedStage, seconds: float = 0.2) -> None:
+    """Who is a user may not write for a time."""
+    for user in stage.load.users:
+        _set_user(stage, user, "-@write")
+    last(seconds)
+    for user in stage.load.users:
+        _set_user(stage, user, "+@write")
+
+
+def delete_users(stage: LoadedStage, seconds: float = 0.1) -> None:
+    """The upstream closes their connections; then they come back."""
+    with stage.upstream.connect() as control:
+        for user in stage.load.users:
+            assert control.ask("ACL", "DELUSER", user) == b":1\r\n"
+    last(seconds)
+    for user, passwords in stage.load.users.items():
+        _set_user(stage, user, "on", f">{passwords[-1]}", "~*", "+@all")
+
+
+def _set_user(stage: LoadedStage, user: str, *rules: str) -> None:
+    with stage.upstream.connect() as control:
+        assert control.ask("ACL", "SETUSER", user, *rules) == b"+OK\r\n"
+
+
+@contextlib.contextmanager
+def no_descriptors(pid: int) -> Iterator[None]:
+    """The process gets no descriptor more than it has now."""
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    highest = max(int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir())
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def run_out_of_descriptors(stage: LoadedStage, seconds: float = 0.3) -> None:
+    """coalesce, while all its connections to the upstream break: clients that come and connections anew compete."""
+    with no_descriptors(stage.coalesce.pid), stage.upstream.connect() as control:
+        control.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        last(seconds)
+
+
+ALL: list[Callable[[LoadedStage], None]] = [
+    kill,
+    stop,
+    cut,
+    cut_somewhere,
+    cut_in_silence,
+    be_silent,
+    be_slow,
+    rotate_passwords,
+    take_rights,
+    delete_users,
+    run_out_of_descriptors,
+]

@@ -49,15 +49,25 @@ class Stage:
 
 
 @contextlib.contextmanager
-def on_stage(
-    executable: Executable, *flags: str, relay: bool = False, clients: int = 50, exact: bool = True, seed: int = 1
+def on_stage(  # noqa: PLR0913 (each has its default)
+    executable: Executable,
+    *flags: str,
+    relay: bool = False,
+    clients: int = 50,
+    exact: bool = True,
+    seed: int = 1,
+    users: tuple[str, ...] = (),
 ) -> Iterator[Stage]:
+    """`users`: a part of the clients are these, whose first password is their name."""
+    # In the command line, since a kill forgets all else: then it is the first password again.
+    known = [word for user in users for word in ("--user", user, "on", f">{user}", "~*", "+@all")]
     with contextlib.ExitStack() as stack:
-        upstream = stack.enter_context(running_server(executable, *FORGETS_NOTHING))
+        upstream = stack.enter_context(running_server(executable, *FORGETS_NOTHING, *known))
         between = stack.enter_context(Relay(upstream.address)) if relay else None
         where = between.url if between is not None else upstream.url
         coalesce = stack.enter_context(running_coalesce(where, *flags))
-        load = Load([coalesce.address, coalesce.unix_path], clients, seed, exact)
+        passwords = {user: [user] for user in users}
+        load = Load([coalesce.address, coalesce.unix_path], clients, seed, exact, users=passwords)
         try:
             load.start()
             yield Stage(upstream, between, coalesce, load)
