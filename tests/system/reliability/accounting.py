@@ -264,6 +264,19 @@ class Load:
 
         eventually(served, deadline)
 
+    def be_refused(self, times: int = 1, deadline: float = 15.0) -> None:
+        """When this returns, so many requests more have been refused."""
+        before = self.refused()
+
+        def enough() -> bool:
+            self.check()
+            return self.refused() >= before + times
+
+        eventually(enough, deadline)
+
+    def refused(self) -> int:
+        return sum(entry.refused for client in self.all for entry in list(client.books.values()))
+
     def check(self) -> None:
         """Raises the first thing that went wrong."""
         if self.problems:

@@ -9,7 +9,6 @@ import contextlib
 import random
 import resource
 import threading
-from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 from typing import TYPE_CHECKING, Protocol
 
@@ -145,10 +144,9 @@ def _set_user(stage: LoadedStage, user: str, *rules: str) -> None:
 
 @contextlib.contextmanager
 def no_descriptors(pid: int) -> Iterator[None]:
-    """The process gets no descriptor more than it has now."""
+    """The process keeps what it has, and gets none anew, not even for one that it closes."""
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    highest = max(int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir())
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, hard))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, hard))
     try:
         yield
     finally:

@@ -13,10 +13,15 @@ import pytest
 from tests.system.processes import Executable, RedisServer, eventually, executables, running_coalesce, running_server
 from tests.system.wire import Wire, bulk, pack
 
+from . import faults
+from .stage import on_stage
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.system.processes import Coalesce
+
+    from .faults import LoadedStage
 
 OLDEST, *_, NEWEST = sorted((found for found in executables() if "valkey" not in found.name), key=lambda it: it.version)
 OK = b"+OK\r\n"
@@ -172,3 +177,18 @@ def test_a_user_switched_off_may_go_on_but_no_one_comes(upstream, coalesce):
         assert {wire.rest() for wire in clients} == {b""}
         assert {whoami(wire) for wire in all_} == {bulk("bob")}
         assert eventually(lambda: ids_of(control, "ada") == [])
+
+
+@pytest.mark.parametrize(
+    "fault", [faults.rotate_passwords, faults.take_rights, faults.delete_users], ids=lambda fault: fault.__name__
+)
+def test_nothing_runs_twice_meanwhile(executable: Executable, fault: Callable[[LoadedStage], None]) -> None:
+    """Two thirds of those who count are users. Behind each change their connections break, so all come in anew."""
+    with on_stage(executable, clients=30, users=("ada", "bob")) as stage, stage.upstream.connect() as control:
+        for _ in range(2):
+            fault(stage)
+            stage.load.go_on()
+            control.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            stage.load.go_on(3)
+        verdict = stage.finish()
+    assert verdict.closed > 0

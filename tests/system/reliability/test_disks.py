@@ -21,10 +21,12 @@ from tests.system.processes import (
     running_server,
     short_directory,
 )  # fmt: skip
-from tests.system.wire import Wire, pack
+from tests.system.wire import Wire, bulk, pack
 
 from . import faults
+from .accounting import Load
 from .namespaces import coalesce_with, impossible, run_to_exit_with
+from .stage import FORGETS_NOTHING
 
 in_namespace = pytest.mark.skipif(bool(impossible()), reason=f"no namespaces here: {impossible()}")
 
@@ -104,7 +106,7 @@ def test_a_directory_that_vanishes_takes_nothing_but_the_way_in(upstream):
 @in_namespace
 def test_a_disk_that_fills_up_while_it_runs_harms_nothing(executable):
     """The disk with the socket on it; new clients still come, and so does a lost upstream."""
-    with short_directory() as directory, running_server(executable) as server:
+    with short_directory() as directory, running_server(executable, *FORGETS_NOTHING) as server:
         disk = directory / "disk"
         disk.mkdir()
         mounts = f"mount -t tmpfs -o size=64k none {disk}"
@@ -118,10 +120,16 @@ def test_a_disk_that_fills_up_while_it_runs_harms_nothing(executable):
             # (the way to the socket leads through /proc, so nobody but its process need see the mount)
             with Wire(str(there / "d.sock")) as client, coalesce.connect() as other:
                 assert client.ask("SET", "k", "v") == OK
+                load = Load([coalesce.address, str(there / "d.sock")], clients=20)
+                load.start()
                 server.kill()
                 server.start()
-                assert client.ask("GET", "k") == b"$-1\r\n"
-                assert other.ask("SET", "k", "v") == OK
+                assert client.ask("GET", "k") == bulk("v")
+                assert other.ask("SET", "k", "w") == OK
+                load.go_on(3)
+                load.finish()
+                with server.connect() as control:
+                    load.balance(control)
             code, stderr = coalesce.stop()
             assert code == 0, stderr
             assert not (there / "d.sock").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from tests.system.processes import short_directory
 from tests.system.wire import bulk, pack
 
+from .accounting import Load
 from .namespaces import Hosts, coalesce_with, impossible, network, server_at
+from .stage import FORGETS_NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,6 +62,30 @@ def test_the_next_dial_follows_the_name(executable):
             assert late.ask("GET", "who") == bulk("new")
 
 
+def test_nothing_runs_twice_while_the_name_moves(executable):
+    """It leads nowhere for a time, and then to another address of the same upstream; each time connections break."""
+    with (
+        server_at(executable, "127.0.0.1", "--bind", "127.0.0.1", "127.0.0.2", *FORGETS_NOTHING) as upstream,
+        named_coalesce(upstream.port, "127.0.0.1", flags=("--upstream-wait", "0.2")) as (coalesce, hosts),
+        upstream.connect() as control,
+    ):
+        load = Load([coalesce.address, coalesce.unix_path], clients=20)
+        load.start()
+        for addresses in ([], ["127.0.0.2"]):
+            hosts.say(NAME, *addresses)
+            control.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            if not addresses:
+                load.be_refused()
+        load.go_on(5)
+        lines = [line for line in control.ask("CLIENT", "LIST").splitlines() if b" name=coalesce" in line]
+        assert lines
+        assert all(b" laddr=127.0.0.2:" in line for line in lines)
+        load.finish()
+        verdict = load.balance(control)
+    assert verdict.closed > 0
+    assert verdict.refused > 0
+
+
 def test_a_name_that_leads_nowhere_for_a_while(executable):
     """Requests wait, then are refused and not run; once the name is back, everything goes on."""
     with (
@@ -90,7 +117,7 @@ def test_a_name_whose_first_address_refuses(executable):
 
 
 def test_a_name_whose_first_address_is_silent(executable):
-    """trio tries the next one after a quarter of a second (happy eyeballs)."""
+    """trio tries the next one after a quarter of a second (happy eyeballs); a dial takes little more."""
     with (
         network() as between,
         server_at(executable, between.elsewhere, within=between.name) as upstream,
@@ -100,7 +127,12 @@ def test_a_name_whose_first_address_is_silent(executable):
             named_coalesce(upstream.port, between.there, between.elsewhere) as (coalesce, _),
             coalesce.connect() as client,
         ):
+            begun = time.monotonic()
             assert client.ask("SET", "k", "v") == OK
-            upstream.kill()
-            upstream.start()
-            assert client.ask("GET", "k") == b"$-1\r\n"
+            assert time.monotonic() - begun < 1.0
+            with upstream.connect() as control:
+                assert control.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes").startswith(b":")
+            begun = time.monotonic()
+            client.send(pack("MULTI"))  # so a connection is dialled, whether or not the shared one has come back
+            assert client.reply() == OK
+            assert 0.2 < time.monotonic() - begun < 1.0

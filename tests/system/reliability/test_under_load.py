@@ -71,6 +71,15 @@ def test_a_link_that_is_silent_for_a_while_loses_nothing_and_closes_nobody(execu
         assert (verdict.unacknowledged, verdict.refused, verdict.closed) == (0, 0, 0)
 
 
+def test_without_descriptors_nothing_runs_twice(executable):
+    """Connections to the upstream break when no other can be made; clients that come then have to wait."""
+    with on_stage(executable, "--upstream-wait", "0.2") as stage:
+        faults.run_out_of_descriptors(stage, 0.5)
+        verdict = stage.finish()
+        assert verdict.closed > 0
+        assert verdict.refused > 0
+
+
 def test_sigterm_answers_all_that_was_sent_before_it(executable):
     """The clients fall silent, with requests on their way, and then it is told to end: each one run is acknowledged."""
     with on_stage(executable) as stage:
