@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _SELECT = re.compile(rb"(?i)select\r\n\$\d+\r\n(\d+)\r\n")
+_HANDSHAKE = 200  # bytes: what selects a database begins before
 _CHUNK = 64 * 1024
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close sends a reset
 _QUEUED = 100_000  # pieces on their way
@@ -57,6 +58,9 @@ class Relay:
         self.delay = 0.0  # seconds, each way
         self.jitter = (0.0, 0.0)  # seconds more for each piece: from, to
         self.by_reset = False  # how a connection is cut
+        self.cuts_to_come: list[
+            int
+        ] = []  # the next connections': after so many bytes of replies, the handshake's included
         self.target = target  # of the next connection
         self._audible = trio.Event()
         self._audible.set()
@@ -119,6 +123,8 @@ class Relay:
 
     async def _serve(self, near: trio.SocketStream) -> None:
         link = Link()
+        if self.cuts_to_come:
+            link.replies.left = self.cuts_to_come.pop(0)
         self.links.append(link)
         try:
             await self._lead(near, link)
@@ -146,7 +152,7 @@ class Relay:
             due = 0.0
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 while data := await source.receive_some(_CHUNK):
-                    if way is link.requests and (chosen := _SELECT.search(data)) and not way.passed:
+                    if way is link.requests and way.passed < _HANDSHAKE and (chosen := _SELECT.search(data)):
                         link.database = int(chosen[1])
                     if way.queued or self.delay or self.jitter[1] or not self._audible.is_set():
                         due = max(due, trio.current_time() + self.delay + random.uniform(*self.jitter))

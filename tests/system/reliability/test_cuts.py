@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DATABASES = 4096
 STREAM_FROM = 16 * 1024  # coalesce.core.lane: from there on, a reply is passed on as it comes
 LARGE = 20_000
+BOTH_WAYS = pytest.mark.parametrize("by_reset", [False, True], ids=["FIN", "reset"])
 NESTED = "return {ARGV[1], {1, {'two', {ARGV[1]}}}, {}}"
 
 
@@ -90,14 +91,14 @@ def pair(coalesce: Coalesce, relay: Relay, database: int, *, resp3: bool) -> Ite
         yield one, other, relay.link(database)
 
 
-@pytest.mark.parametrize("resp3", [False, True], ids=["RESP2", "RESP3"])
+@pytest.mark.parametrize("resp3", [False, True], ids=["RESP2-FIN", "RESP3-reset"])
 def test_after_every_byte_of_the_replies(upstream, relay, coalesce, resp3):
     expected = {who: replies_of(upstream, who, resp3=resp3) for who in ("ada", "bob")}
     total = sum(len(b"".join(replies)) for replies in expected.values())
     first = 1 + 1024 * resp3
     interrupted = 0
+    relay.by_reset = resp3
     for offset in range(total):
-        relay.by_reset = offset % 2 == 1
         with pair(coalesce, relay, first + offset, resp3=resp3) as (ada, bob, link):
             link.replies.left = offset
             for who, wire in (("ada", ada), ("bob", bob)):
@@ -126,15 +127,17 @@ def whole_replies_then_closed(wire: Wire, expected: list[bytes]) -> list[bytes]:
     return replies
 
 
-def test_within_a_large_reply(upstream, relay, coalesce):
+@BOTH_WAYS
+def test_within_a_large_reply(upstream, relay, coalesce, by_reset):
     """Around its beginning, its end, and the size from which on it is passed on as it comes; and here and there."""
     value = (bytes(range(256)) * (LARGE // 256 + 1))[:LARGE]
     reply = b"$%d\r\n%b\r\n" % (LARGE, value)
     whole = len(reply)
     offsets = {*range(12), *range(STREAM_FROM - 4, STREAM_FROM + 12), *range(whole - 4, whole + 8)}
     offsets |= set(range(0, whole, 499))
+    relay.by_reset = by_reset
     for number, offset in enumerate(sorted(offsets)):
-        database = 2200 + number
+        database = 2200 + number + 100 * by_reset
         with upstream.connect() as control:
             assert control.ask("SELECT", database) == b"+OK\r\n"
             assert control.ask("SET", "big", value) == b"+OK\r\n"
@@ -153,7 +156,8 @@ def test_within_a_large_reply(upstream, relay, coalesce):
             assert bob.look() == (b"", False)  # nothing of its own was in flight
 
 
-def test_after_every_byte_of_the_requests(upstream, relay, coalesce):
+@BOTH_WAYS
+def test_after_every_byte_of_the_requests(upstream, relay, coalesce, by_reset):
     """The upstream has run the requests that reached it whole, each once, though coalesce connects again."""
     requests = [
         pack("INCR", "n"),
@@ -163,9 +167,10 @@ def test_after_every_byte_of_the_requests(upstream, relay, coalesce):
         pack("INCR", "n"),
     ]
     total = len(b"".join(requests))
+    relay.by_reset = by_reset
+    first = 3000 + 500 * by_reset
     for offset in range(total):
-        relay.by_reset = False
-        database = 3000 + offset
+        database = first + offset
         reached = len([1 for end in range(1, len(requests) + 1) if len(b"".join(requests[:end])) <= offset])
         with pair(coalesce, relay, database, resp3=False) as (ada, bob, link):
             link.requests.left = offset
@@ -178,7 +183,7 @@ def test_after_every_byte_of_the_requests(upstream, relay, coalesce):
     for offset in range(total):
         reached = len([1 for end in range(1, len(requests) + 1) if len(b"".join(requests[:end])) <= offset])
         with upstream.connect() as control:
-            assert control.ask("SELECT", 3000 + offset) == b"+OK\r\n"
+            assert control.ask("SELECT", first + offset) == b"+OK\r\n"
             counted = control.ask("GET", "n")
             run = (0 if counted == b"$-1\r\n" else int(counted.split()[1])) + sum(
                 control.ask("EXISTS", key) == b":1\r\n" for key in ("k", "a")
