@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .processes import closing_line, eventually, running_coalesce, running_server
+from .processes import closing_line, eventually, free_port, running_coalesce, running_server
 from .reliability.relay import Relay
 from .versions import OLDEST_AND_NEWEST
 from .wire import bulk, pack
@@ -213,3 +213,45 @@ def test_a_replica_for_good_is_not_dialled_for_each_refusal(name):
         code, stderr = coalesce.stop()
         assert code == 0
         assert closing_line(stderr).commands >= 501
+
+
+def test_a_replica_that_lost_its_primary_is_left(name: Name) -> None:
+    """-MASTERDOWN: it was behind the name, and serves nothing stale; the name leads to the primary then."""
+    primary = name.relay.target
+    name.relay.target = ("127.0.0.1", name.replica.port)
+    with (
+        name.primary.connect() as writer,
+        name.replica.connect() as control,
+        running_coalesce(name.relay.url) as coalesce,
+        coalesce.connect() as client,
+        coalesce.connect() as idle,
+    ):
+        assert writer.ask("SET", "k", "v") == OK
+        assert client.ask("PING") == idle.ask("PING") == b"+PONG\r\n"
+        assert control.ask("CONFIG", "SET", "replica-serve-stale-data", "no") == OK
+        assert control.ask("REPLICAOF", "127.0.0.1", free_port()).startswith(b"+OK")
+        name.relay.target = primary
+        assert client.ask("GET", "k").startswith(b"-MASTERDOWN")  # it is told what was said
+        assert client.ask("GET", "k") == idle.ask("GET", "k") == bulk("v")
+
+
+def test_a_replica_that_loads_is_left(name: Name) -> None:
+    """-LOADING: it gets all data anew, which takes it a while."""
+    primary = name.relay.target
+    name.relay.target = ("127.0.0.1", name.replica.port)
+    with name.primary.connect() as writer, name.replica.connect() as control:
+        assert control.ask("REPLICAOF", "NO", "ONE") == OK
+        assert control.ask("SET", "only", "here") == OK  # so the two have parted, and only all of it will do
+        assert writer.ask("SET", "k", "v") == OK
+        assert writer.ask("CONFIG", "SET", "rdbcompression", "no") == OK
+        # It looks at what clients say after each 2 MB: five times, 0.2 s apart.
+        writer.send(b"".join(pack("SET", f"k{number}", "v" * 100_000) for number in range(100)))
+        assert writer.replies(100) == [OK] * 100
+        assert control.ask("CONFIG", "SET", "key-load-delay", 10_000) == OK  # microseconds
+        with running_coalesce(name.relay.url) as coalesce, coalesce.connect() as client, coalesce.connect() as idle:
+            assert client.ask("PING") == idle.ask("PING") == b"+PONG\r\n"
+            name.relay.target = primary
+            assert control.ask("REPLICAOF", *map(str, primary)).startswith(b"+OK")
+            eventually(lambda: client.ask("GET", "only").startswith(b"-LOADING"))
+            assert client.ask("GET", "k") == idle.ask("GET", "k") == bulk("v")
+            assert control.ask("GET", "k").startswith(b"-LOADING")  # or the test would show nothing
