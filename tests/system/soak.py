@@ -7,8 +7,8 @@ pipelines, transactions, pops that block, subscriptions, large values, other use
 clients stand beside it, which ask for something at the end only. Every few seconds a line tells what coalesce holds.
 
 It fails when memory goes on growing (the slope of its private bytes, by least squares over the second half, when all
-that is kept for reuse has been filled), and when descriptors or threads are more in the end, with all clients gone,
-than in the beginning.
+that is kept for reuse has been filled; that of resident memory is told, too), and when descriptors or threads are more
+in the end, with all clients gone, than in the beginning.
 """
 
 from __future__ import annotations
@@ -84,16 +84,23 @@ class Plan:
 @dataclass
 class Outcome:
     samples: list[Sample]
-    slope: float  # MB an hour
+    slope: float  # of private memory, MB an hour
+    resident_slope: float
     replies: int
     clients: int
 
     def __str__(self) -> str:
-        peak = max(sample.private for sample in self.samples)
+        private = _course([sample.private for sample in self.samples])
+        resident = _course([sample.resident for sample in self.samples])
         return (
-            f"{self.replies} replies, {self.clients} clients; private: {self.samples[0].private:.1f} MB at first, "
-            f"{peak:.1f} at the most, {self.samples[-1].private:.1f} in the end; {self.slope:+.2f} MB an hour"
+            f"{self.replies} replies, {self.clients} clients\n"
+            f"private:  {private}; {self.slope:+.2f} MB an hour over the second half\n"
+            f"resident: {resident}; {self.resident_slope:+.2f} MB an hour over the second half"
         )
+
+
+def _course(sizes: list[float]) -> str:
+    return f"{sizes[0]:.1f} MB at first, {max(sizes):.1f} at the most, {sizes[-1]:.1f} in the end"
 
 
 def look(coalesce: Coalesce, upstream: RedisServer, begin: float, replies: int) -> Sample:
@@ -113,20 +120,24 @@ def look(coalesce: Coalesce, upstream: RedisServer, begin: float, replies: int) 
     )  # fmt: skip
 
 
-def slope_of(samples: Sequence[Sample]) -> float:
-    """Of private memory, by least squares: MB an hour."""
+def slope_of(samples: Sequence[Sample], *, resident: bool = False) -> float:
+    """Of private or of resident memory, by least squares: MB an hour."""
     times = [sample.at / 3600 for sample in samples]
-    sizes = [sample.private for sample in samples]
+    sizes = [sample.resident if resident else sample.private for sample in samples]
     middle, size = sum(times) / len(times), sum(sizes) / len(sizes)
     spread = sum((at - middle) ** 2 for at in times)
     return sum((at - middle) * (each - size) for at, each in zip(times, sizes, strict=True)) / spread
 
 
+def second_half(samples: Sequence[Sample]) -> list[Sample]:
+    return [sample for sample in samples if sample.at >= samples[-1].at / 2]
+
+
 def judge(samples: Sequence[Sample], most_growth: float) -> float:
     """The slope over the second half. Raises GrowthError."""
-    second_half = [sample for sample in samples if sample.at >= samples[-1].at / 2]
-    slope = slope_of(second_half)
-    grown = slope * (second_half[-1].at - second_half[0].at) / 3600
+    latter = second_half(samples)
+    slope = slope_of(latter)
+    grown = slope * (latter[-1].at - latter[0].at) / 3600
     if slope > most_growth and grown > NOISE:
         raise GrowthError(f"memory grows by {slope:.1f} MB an hour, by {grown:.1f} MB until now: {samples[-1]}")
     return slope
@@ -191,12 +202,14 @@ def soak(executable: Executable, plan: Plan, *, until_closed: float = 0.0) -> Ou
             after = look(coalesce, upstream, begin, 0)
             raise GrowthError(f"all clients have left, and it is not as before:\n{before}\n{after}") from None
         if until_closed:
+            print(f"the load is over; waiting up to {until_closed:.0f} s for unused connections to close", flush=True)
             eventually(lambda: look(coalesce, upstream, begin, 0).upstream <= before.upstream, until_closed)
         print(look(coalesce, upstream, begin, run.tally.replies).since(samples[-1]))
         slope = judge(samples, plan.most_growth)
         code, stderr = coalesce.stop()
         assert code == 0, stderr
-    return Outcome(samples, slope, run.tally.replies, run.tally.clients)
+    resident_slope = slope_of(second_half(samples), resident=True)
+    return Outcome(samples, slope, resident_slope, run.tally.replies, run.tally.clients)
 
 
 def fewest(coalesce: Coalesce, upstream: RedisServer, begin: float) -> int:
