@@ -523,6 +523,23 @@ def test_a_certificate_that_is_half_written_changes_nothing(upstream, authority)
         assert coalesce.stderr.count("stays in use") == 3
 
 
+def test_a_certificate_of_ours_that_is_half_written_leaves_the_upstream_within_reach(executable, authority):
+    own = authority.issue()
+    whole = own.certificate.read_bytes()
+    flags = ["--upstream-ca", str(authority.file), "--upstream-cert", str(own.certificate)]
+    with (
+        tls_server(executable, authority.issue(), authority, clients_need_one=True) as upstream,
+        running_coalesce(upstream.url, *flags, "--upstream-key", str(own.key)) as coalesce,
+        coalesce.connect() as client,
+        upstream.server.connect() as control,
+    ):
+        assert client.ask("SET", "k", "v") == OK
+        own.certificate.write_bytes(whole[: len(whole) // 3])
+        control.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        eventually(lambda: "stays in use" in coalesce.stderr)
+        assert client.ask("GET", "k") == bulk("v")
+
+
 def test_authorities_of_clients_change(upstream, authority, other_authority, directory):
     trusted = directory / "trusted.pem"
     trusted.write_bytes(authority.file.read_bytes())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,21 @@ from .stage import FORGETS_NOTHING
 in_namespace = pytest.mark.skipif(bool(impossible()), reason=f"no namespaces here: {impossible()}")
 
 OK = b"+OK\r\n"
+LINES = 3000  # of a log; 1000 may wait, and a page of a pipe takes fewer than 100
+# Says them while nobody reads, and one more when it is told to.
+TALKATIVE = f"""
+import logging
+import sys
+from coalesce.logs import logging_to_stderr
+
+with logging_to_stderr():
+    log = logging.getLogger("coalesce")
+    for number in range({LINES}):
+        log.info("line %d", number)
+    print("done", flush=True)
+    sys.stdin.readline()
+    log.info("the last one")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +203,29 @@ def test_a_log_that_nobody_reads_holds_nothing_up(executable):
         server.start()
         client.socket.settimeout(3)
         assert client.ask("PING") == b"+PONG\r\n"
+
+
+def test_lines_that_nobody_read_are_counted():
+    """How many were dropped is said once the log is read again; the others are there, in order."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with (
+        os.fdopen(reading, encoding="utf-8") as log,
+        subprocess.Popen([sys.executable, "-c", TALKATIVE], cwd=ROOT, env=environment(), stderr=writing, **pipes) as it,
+    ):
+        os.close(writing)
+        assert it.stdin is not None
+        assert it.stdout is not None
+        assert it.stdout.readline() == b"done\n"
+        lines = [log.readline() for _ in range(800)]  # so fewer than 500 wait
+        it.stdin.write(b"\n")
+        it.stdin.flush()
+        lines += log.readlines()
+        assert it.wait(DEADLINE) == 0
+    *known, told, last = lines
+    numbers = [int(line.split()[-1]) for line in known]
+    assert numbers == sorted(set(numbers))
+    assert 1000 <= len(known) < 1200
+    assert re.search(rf" WARNING {LINES - len(known)} lines of this log were dropped: nobody read it$", told)
+    assert last.endswith(" the last one\n")
