@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import random
 import re
 import subprocess
@@ -46,6 +47,7 @@ class Plan:
     story_share: float = 0.05  # of what clients say
     direct: bool = False
     minutes: float | None = None  # then it ends, if not before
+    rounds: int | None = None  # of all faults: then, too
 
 
 async def keep_a_place_taken(run: Run, seed: str) -> None:
@@ -86,13 +88,16 @@ async def kill_now_and_then(run: Run, scene: Scene, every: float) -> None:
         await provoke(run, scene, "kill")
 
 
-async def provoke_now_and_then(run: Run, scene: Scene, every: float, seed: str) -> None:
-    """Any fault; in the first of the rounds each of them once."""
-    chance = random.Random(seed)
-    while True:
+async def provoke_now_and_then(run: Run, scene: Scene, plan: Plan) -> None:
+    """Any fault; each of them once a round."""
+    chance = random.Random(f"{plan.seed}/faults")
+    for number in itertools.count(1):
         for name in chance.sample(kinds := [*CLOSING, *PASSING], len(kinds)):
-            await trio.sleep(every * chance.uniform(0.5, 1.5))
+            await trio.sleep(plan.fault_every * chance.uniform(0.5, 1.5))
             await provoke(run, scene, name)
+        if number == plan.rounds:
+            run.time_is_up = True
+            return
 
 
 async def provoke(run: Run, scene: Scene, name: str) -> None:
@@ -148,7 +153,7 @@ async def let_them_talk(run: Run, scene: Scene, plan: Plan) -> None:
         if plan.kill_every:
             around.start_soon(kill_now_and_then, run, scene, plan.kill_every)
         if plan.fault_every:
-            around.start_soon(provoke_now_and_then, run, scene, plan.fault_every, f"{plan.seed}/faults")
+            around.start_soon(provoke_now_and_then, run, scene, plan)
         async with trio.open_nursery() as places:
             for place in range(plan.clients):
                 places.start_soon(keep_a_place_taken, run, f"{plan.seed}/{place}")

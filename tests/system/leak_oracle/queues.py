@@ -44,9 +44,9 @@ async def private_pop(client: Client, helper: Helper) -> None:
         fair = await helper.act(database, *feeding) and fair
 
     before = chance.random() < 0.3
+    lost_at = client.run.weather.mark  # before it is fed: a fault may be over by the time that one hears of it
     if before:
         await feed()
-    lost_at = client.run.weather.mark
     batch = [client.echo() for _ in range(chance.randrange(3))]
     batch += [blocking]
     batch += [client.echo() for _ in range(chance.randrange(3))]
