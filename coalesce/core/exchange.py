@@ -33,7 +33,7 @@ from coalesce.core.identity import Move, move_of
 from coalesce.core.lane import LARGE, UNSENT_LIMIT, Lane, LaneState, Limits
 from coalesce.core.lease import Lease, Leases, Witness
 from coalesce.core.resp import ARRAY_HEADERS, BULK_LIMIT, CRLF, LargeRequestError, RequestReader, pack, pack_tuple
-from coalesce.core.session import Session, SessionState
+from coalesce.core.session import TAKING, Session, SessionState
 from coalesce.core.stream import Subscriber, Verdict
 
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ _EXEC = frozenset((b"EXEC", b"exec"))
 # What a session needs a connection of its own for, where it has none.
 _BORROWING = frozenset((Need.BORROW, Need.TRANSACTION, Need.ASKING, Need.SUBSCRIBE, Need.WAIT, Need.PIN))
 
-# In which requests are taken.
-_TAKING = frozenset((SessionState.FLOWING, SessionState.LEASED))
 _HOLDING = frozenset((SessionState.SETTLING, SessionState.BORROWING, SessionState.PINNING))
 _DEFAULTS = Limits()
 # Bytes of requests kept for a session that waits behind what may block. (Redis: client-query-buffer-limit, 1 GB.)
@@ -105,7 +103,6 @@ class Exchange:
         self.large_lanes: dict[Identity, Lane] = {}  # of the same identities, where there is a need
         self.dirty: list[Lane] = []  # the lanes with unsent requests
         self.draining = False
-        self.swallowed = 0
         self.leases = Leases(self, limits.leases)
         self.now = 0.0  # of the last flush
         self.bulk_limit = BULK_LIMIT  # of the upstream
@@ -283,7 +280,7 @@ class Exchange:
             session.reader = None
         if session.state is SessionState.FLOWING:
             session.rewire()
-        if self.draining and session.state in _TAKING:
+        if self.draining and session.state in TAKING:
             if session.lease is not None and session.lease.blocking:
                 self.depart(session)
             elif not _has_more(session):
@@ -293,7 +290,7 @@ class Exchange:
 
     def _take_requests(self, session: Session, reader: RequestReader, most: int | None) -> None:
         taken = 0
-        while session.state in _TAKING and not session.throttled and taken != most:
+        while session.state in TAKING and not session.throttled and taken != most:
             if session.locked:
                 if not self._take_locked(session, reader):
                     return
@@ -465,7 +462,7 @@ class Exchange:
     def _had_large(self, session: Session) -> None:
         """The session was given a large reply: more may follow, but on the other lane."""
         session.small = 0
-        if session.state is SessionState.FLOWING and session.lease is None:
+        if session.state is SessionState.FLOWING:
             session.large = True
             self._change_lane(session) if not session.owed else session.rewire()
 
@@ -484,7 +481,7 @@ class Exchange:
 
     def _throttle(self, session: Session) -> None:
         """Stops reading from a session. Of what has been read already, a chunk at the most still takes its way."""
-        if session.throttled or not (session.reading or session.state in _TAKING):
+        if session.throttled or not (session.reading or session.state in TAKING):
             return
         session.throttled = True
         session.lane.waiting.add(session)
@@ -529,7 +526,7 @@ class Exchange:
                 self._pin(session, session.waiting)
             elif not lease.marks:
                 self.depart(session)
-        elif session.state in _TAKING and not _has_more(session):
+        elif session.state in TAKING and not _has_more(session):
             self._end(session, b"")
 
     def _last_words(self, session: Session, reply: bytes) -> None:
@@ -579,7 +576,6 @@ class Exchange:
     def swallow(self, data: bytes) -> None:
         """Takes the place of `Session.write` once the client has left."""
         del data
-        self.swallowed += 1
 
     # --- a session moves: to another lane, or to a connection of its own ---
 
@@ -1007,7 +1003,7 @@ class Exchange:
             self.depart(session)
         elif session.state is SessionState.PINNING:
             self._pin(session, None)  # the upstream is told that no more comes, and decides
-        elif session.state in _TAKING and not _has_more(session):
+        elif session.state in TAKING and not _has_more(session):
             self._end(session, b"")
 
 

@@ -3,20 +3,20 @@
             +-------------- the upstream answered, or the lease is clean again -----------+
             v                                                                             |
         FLOWING --- a request that changes more than data ---> SETTLING --+--> MOVING ----+   AUTH, HELLO, SELECT
-            |         (waits until nothing is owed, I6)         ^   ^     +--> BORROWING -+   until there is a lease
-            |                                                   |   |               v     |
-            |                                                   |   +------------ LEASED -+   a connection of its own
-            |                                                   |                   v     |
-            |  end of input, QUIT, protocol error, drain        |   +--------- PINNING ---+   ... perhaps for good
-            +-----------------------> ENDING <------------------+   v
+            |         (waits until nothing is owed, I6)             ^     +--> BORROWING -+   until there is a lease
+            |                                                       |               v     |
+            |                                                       +------------ LEASED -+   a connection of its own
+            |                                                                       v     |
+            |  end of input, QUIT, protocol error, drain            +--------- PINNING ---+   ... perhaps for good
+            +-----------------------> ENDING (from LEASED, too)     v
                                          | nothing is owed        PINNED                      ... for good
                                          v
-                                       GONE    (from any state: the client left, the upstream was lost)
+                                       GONE    (from any state but PINNED: the client left, the upstream was lost)
 
-Only a FLOWING, LEASED or PINNING session is read from (and one behind what may block), while it is not throttled. What
-the core knows of the client is its `Peer`; what the FIFO of a lane knows of the session is `owed`, `write` and `lost`.
-`write` is the client's own, and is exchanged for another when somebody has to look at each reply (see
-`Session.rewire`), so that the hot path has no branch.
+Read from, while it is not throttled, is a FLOWING or LEASED session, and one that waits for what may never come (a
+verdict, a lease, the end of what blocks). What the core knows of the client is its `Peer`; what the FIFO of a lane
+knows of the session is `owed`, `write` and `lost`. `write` is the client's own, and is exchanged for another when
+somebody has to look at each reply (see `Session.rewire`), so that the hot path has no branch.
 """
 
 from __future__ import annotations
@@ -73,19 +73,20 @@ class SessionState(enum.Enum):
 _S = SessionState
 _TRANSITIONS = {
     _S.FLOWING: {_S.SETTLING, _S.ENDING, _S.GONE},
-    _S.SETTLING: {_S.FLOWING, _S.MOVING, _S.BORROWING, _S.LEASED, _S.PINNED, _S.ENDING, _S.GONE},
+    _S.SETTLING: {_S.FLOWING, _S.MOVING, _S.BORROWING, _S.LEASED, _S.PINNED, _S.GONE},
     _S.MOVING: {_S.FLOWING, _S.GONE},
     _S.BORROWING: {_S.LEASED, _S.FLOWING, _S.GONE},
     _S.LEASED: {_S.FLOWING, _S.SETTLING, _S.PINNING, _S.PINNED, _S.ENDING, _S.GONE},
     _S.PINNING: {_S.FLOWING, _S.PINNED, _S.GONE},
-    _S.PINNED: {_S.GONE},
+    _S.PINNED: set(),
     _S.ENDING: {_S.GONE},
     _S.GONE: set(),
 }
 
 
 _WAITING = frozenset((_S.SETTLING, _S.LEASED, _S.ENDING))
-_READING = frozenset((_S.FLOWING, _S.LEASED, _S.PINNING))
+# Requests are taken.
+TAKING = frozenset((_S.FLOWING, _S.LEASED))
 
 
 class Session:
@@ -135,7 +136,7 @@ class Session:
         """
         if self.ended or self.state is SessionState.ENDING:
             return False
-        return self.state in _READING or self._may_go_on_for_ever
+        return self.state in TAKING or self._may_go_on_for_ever
 
     @property
     def _may_go_on_for_ever(self) -> bool:
