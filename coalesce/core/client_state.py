@@ -32,7 +32,7 @@ def shared_form(session: Session, arguments: list[bytes]) -> Form | None:
         case [b"GETNAME"]:
             return Form(arguments, lambda reply: _named(session, reply))
         case [b"MAINT_NOTIFICATIONS", *_]:
-            # Where it is known, it would send pushes down the lane. Saying no is what servers without it do.
+            # Where it is known, it would send pushes down the lane. Saying no is what upstreams without it do.
             return Form([*arguments[:2], b"OFF"], _refused)
     return None
 

@@ -4,8 +4,8 @@ Stateless means: the reply depends on nothing but the data set and the identity 
 version), and nothing of it stays with the connection. A command missing here is slower for its client and never wrong;
 a command here by mistake hands one client's state to another. So a doubtful one stays out.
 
-A stateless command that keeps the server's one thread busy (KEYS, SORT, a script, BGSAVE's fork) rides all the same:
-everybody waits for it, on whatever connection. One that keeps only its own client waiting, while the server goes on
+A stateless command that keeps the upstream's one thread busy (KEYS, SORT, a script, BGSAVE's fork) rides all the same:
+everybody waits for it, on whatever connection. One that keeps only its own client waiting, while the upstream goes on
 with others, has no place on a lane, where the others would wait behind it.
 
 The flags that `COMMAND` reports help, and are not enough: Redis 6.2 has no `blocking` flag, WAIT has it only since 7.4,
@@ -88,7 +88,7 @@ _STATELESS = """
     # scripts: what one does to its connection (SELECT, RESP3) ends with it, and nothing blocks in it
     EVAL EVALSHA EVALSHA_RO EVAL_RO FCALL FCALL_RO
 
-    # the server; these answer at once, whatever they start
+    # the upstream itself; these answer at once, whatever they start
     BGREWRITEAOF BGSAVE ECHO INFO LASTSAVE LOLWUT PING PUBLISH ROLE SPUBLISH SWAPDB TIME
     UNWATCH  # on a shared connection nothing is watched
 
@@ -129,7 +129,7 @@ _ALONE = """
     FT.AGGREGATE FT.HYBRID FT.PROFILE FT.SEARCH VSIM
     FLUSHALL FLUSHDB SFLUSH  # newer servers free in a thread, too
 
-    # they take long, may not come back, or change what the server is to everybody
+    # they take long, may not come back, or change what the upstream is to everybody
     FAILOVER MIGRATE PFSELFTEST REPLICAOF SAVE SHUTDOWN SLAVEOF TRIMSLOTS
 
     # outside of a transaction: an error, and each server words its own
@@ -193,7 +193,7 @@ _BY_SUBCOMMAND = {
         # To end, or report, the function that those in the queue may be waiting for.
         Need.BORROW: "KILL STATS",
     },
-    # The tracking of hot keys is the server's: whoever comes may stop it and read what it found.
+    # The tracking of hot keys is the upstream's: whoever comes may stop it and read what it found.
     b"HOTKEYS": {Need.RIDE: "GET RESET START STOP"},
     b"JSON.DEBUG": {Need.RIDE: "DEPTH FIELDS MEMORY"},
     b"LATENCY": {Need.RIDE: "DOCTOR GRAPH HISTOGRAM HISTORY LATEST RESET"},

@@ -567,7 +567,7 @@ class Exchange:
         self.depart(session)
 
     def _leave_home(self, session: Session) -> None:
-        """The lane that it rides, or rode before it was lent another, counts it no longer."""
+        """Its home, the lane that it rides, or rode before it was lent another, counts it no longer."""
         for lanes in (self.lanes, self.large_lanes):
             home = lanes.get(session.lane.identity)
             if home is not None:

@@ -20,7 +20,7 @@ _DATABASE = re.compile(rb"0|[1-9][0-9]{0,8}")
 
 
 class Identity(NamedTuple):
-    """What a connection runs as. Two sessions share a lane if and only if these are equal (promise 4)."""
+    """What a connection runs as. Two sessions share a lane if and only if these are equal: nobody gains rights."""
 
     username: bytes | None  # None with a password: the old form, `AUTH password`
     password: bytes | None  # None: has not authenticated; such a connection runs as coalesce itself does
@@ -63,11 +63,13 @@ def move_of(identity: Identity, authenticated: bool, arguments: list[bytes]) -> 
             identity = identity._replace(protocol=int(protocol))
             request = [arguments[0], protocol]
             name = None
+            authenticates = False
             while options:
                 match [options[0].upper(), *options[1:]]:
                     case [b"AUTH", username, password, *rest]:
                         identity = identity._replace(username=username, password=password)
                         request += options[:3]
+                        authenticates = True
                     case [b"SETNAME", asked, *rest] if NAME.fullmatch(asked) and not rest:
                         name = asked
                         request += [options[0], CONNECTION_NAME]
@@ -76,7 +78,5 @@ def move_of(identity: Identity, authenticated: bool, arguments: list[bytes]) -> 
                 options = rest
             if name is not None and identity.password is None and not authenticated:
                 return None  # refused for want of AUTH, and named all the same
-            return Move(
-                identity, name, pack(request), authenticates=any(word.upper() == b"AUTH" for word in request[2:3])
-            )
+            return Move(identity, name, pack(request), authenticates)
     return None

@@ -3,7 +3,7 @@
         enqueue                take_batch                    receive
     ----------------> unsent ----------------> in flight ----------------> the caller's `write`
                         |                          |
-                        | refuse, expire           | lose
+                        | answer_unsent            | lose
                         v                          v
                   an error reply            the client is closed
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from coalesce.core.identity import Identity
     from coalesce.core.session import Session
 
-# A batch of this many requests leaves even while another is in flight. Server CPU per command, measured: 0.55 us with
+# A batch of this many requests leaves even while another is in flight. An upstream's CPU time a command: 0.55 us with
 # batches of 32, 0.45 with 64, 0.37 with 128. Behind 64 there is little left to win, and the upstream would stand idle.
 FULL_BATCH = 64
 # While one batch is in flight, the next is held for this long at the most (seconds). By then the upstream is busy with
@@ -46,11 +46,9 @@ UNAUTHENTICATED_BATCH = 4
 # which saves its caller a wake-up. Bytes.
 STREAM_FROM = 16 * 1024
 
-
 # Requests and replies from this size on have a lane of their own, so that small ones do not wait behind them: bytes. An
 # upstream writes 64 KiB of each connection in turn, so what is shorter holds up nobody there for more than two turns.
 LARGE = 128 * 1024
-
 
 # What an upstream says that is not, or not at the moment, the one that should be there: after a failover, the next
 # connection to the same name may lead to the one that is.

@@ -147,7 +147,7 @@ class RequestReader:
         """The arguments of the next request, at least one; None when more bytes are needed.
 
         Raises ClientError where Redis replies with a protocol error and closes, LargeRequestError where a lane must
-        not carry the request. The reader is of no use after either, but for `pending`.
+        not carry the request. The reader is of no use after either, but for `pending`, and for `skip` after the latter.
         """
         while self._buffer:
             if self._missing or self._buffer[0] == 42:  # "*"

@@ -171,7 +171,7 @@ class Session:
         self._exchange.answered(self)
 
     def lost(self) -> None:
-        """A request of this session was in flight on a connection that is gone: so is the client's (promise 3)."""
+        """A request of this session was in flight on a connection that is gone: so is the client's (I7)."""
         self._exchange.depart(self)
 
     def fail(self, fault: Exception) -> None:

@@ -2,7 +2,7 @@
 
 The upstream is a model: `model.answer` is what a Redis would say to one request, given what the connection is in the
 middle of. The same function tells what each client has to get, because a client can't tell the proxy from a connection
-of its own (promise 1). So the oracle of a client knows nothing but the bytes that it sent and the bytes that it got,
+of its own. So the oracle of a client knows nothing but the bytes that it sent and the bytes that it got,
 and which messages the model sent to the connection that it had.
 """
 
@@ -1057,7 +1057,7 @@ class Proxy(RuleBasedStateMachine):
             if lane.has_unsent:  # nobody flushes again before the next event, which may be far
                 assert lane.state is not LaneState.FAILING, f"{lane!r}: a request waits for its error"
                 waits = lane.send is None or lane.in_flight or lane.outdated
-                assert waits, f"{lane!r}: a lone request waits (promise 5)"
+                assert waits, f"{lane!r}: a lone request waits"
 
     @step()
     def passes_a_moment(self) -> None:
@@ -1190,9 +1190,7 @@ class Proxy(RuleBasedStateMachine):
             assert session.owed or held, f"{client} is never read again"
         else:
             assert not self.exchange.draining, f"{client} goes on in a drain"
-            assert session.owed < LIMITS.client or session.ended, (
-                f"{client} is read from, whatever it is owed (promise 6)"
-            )
+            assert session.owed < LIMITS.client or session.ended, f"{client} is read from, whatever it is owed"
 
     def check_leases(self) -> None:
         leases = self.exchange.leases

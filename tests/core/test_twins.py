@@ -568,7 +568,7 @@ DOUBTFUL = [
 
 @pytest.mark.parametrize("doubtful", DOUBTFUL)
 def test_lane_receive_doubtful(doubtful: bytes) -> None:
-    """Any doubt about alignment kills the lane, never guesses (promise 2)."""
+    """Any doubt about alignment kills the lane, never guesses: no reply ever reaches the wrong client."""
     with pytest.raises(twins.NoReply):
         twins.split_replies(doubtful)
     lane, _ = lane_owing(["a", "b"] * 20)

@@ -1,4 +1,4 @@
-"""Clients that are slow, greedy or hostile harm themselves alone (promise 6).
+"""Clients that are slow, greedy or hostile harm themselves alone.
 
 In every test a neighbour works meanwhile: it gets its own replies, in its usual time; coalesce takes no more memory
 than its limits allow, and gives it back; no shared connection is closed. See `hostile.py`.
