@@ -654,11 +654,18 @@ class Exchange:
 
     def _is_one_too_many(self, identity: Identity) -> bool:
         """The upstream has other clients too."""
-        return identity not in self.lanes and len(self.lanes) >= self.limits.lanes
+        return identity not in self.lanes and self._lanes_that_count >= self.limits.lanes
+
+    @property
+    def _lanes_that_count(self) -> int:
+        """Where strangers get a lane for each password that they guess, only those that have once been connected."""
+        if self._judge is None:
+            return len(self.lanes)
+        return sum(lane.connections > 0 for lane in self.lanes.values())
 
     def _set_out(self, session: Session, move: Move) -> None:
         """A session to which nothing is owed moves, if the upstream says yes."""
-        if self._is_one_too_many(move.identity):
+        if move.identity.password is not None and self._is_one_too_many(move.identity):
             # Through the door nobody gets a connection of his own: until the upstream has said yes, it would be ours.
             session.become(SessionState.FLOWING)
             session.peer.write(replies.no_lane(self.limits.lanes))
@@ -807,6 +814,8 @@ class Exchange:
             lane.outdated |= self.lane(lane.identity).state is not LaneState.READY
         elif lane.connections > 1:
             self._outdate(lane.identity)
+        elif self._judge and lane.identity.password is not None and self._lanes_that_count > self.limits.lanes:
+            self._refuse(lane, replies.no_lane(self.limits.lanes))
         for session in list(lane.sessions):
             with contained(session):
                 session.rewire()

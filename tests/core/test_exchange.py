@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from coalesce.core.errors import Desync, bulk, no_lease
+from coalesce.core.errors import Desync, bulk, no_lane, no_lease
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.core.lane import LARGE, UNAUTHENTICATED_BATCH, UNSENT_LIMIT, Lane, Limits
@@ -551,3 +551,38 @@ def test_a_lease_that_is_being_dialled_when_the_upstream_is_another() -> None:
     exchange.connected(opened[2], link, 0.0)
     exchange.flush(0.0)
     assert link.batches == [canonical([b"WATCH", b"k"])]
+
+
+# --- the door ---
+
+
+def test_strangers_do_not_take_the_lanes_of_those_who_may_come_in() -> None:
+    """Each guess has a lane until it is refused; only one that has been connected counts."""
+    opened: list[Lane] = []
+    exchange = Exchange(BASE, opened.append, Limits(lanes=2), judge=lambda password: password == b"sesame")
+    exchange.connected(opened[0], RecordingLink(exchange, opened[0]), 0.0)
+
+    def asks(*arguments: bytes) -> tuple[RecordingPeer, Session]:
+        peer = RecordingPeer()
+        session = exchange.connect(peer)
+        exchange.receive(session, canonical(list(arguments)))
+        exchange.flush(0.0)
+        return peer, session
+
+    strangers = [asks(b"AUTH", b"u%d" % number, b"wrong")[0] for number in range(5)]
+    ada, eve = asks(b"AUTH", b"ada", b"pw"), asks(b"AUTH", b"eve", b"pw")
+    assert [peer.written for peer in (*strangers, ada[0], eve[0])] == [b""] * 7
+    for lane, reply in ((opened[6], b"+OK\r\n"), (opened[7], b"")):
+        exchange.connected(lane, RecordingLink(exchange, lane), 0.0)
+        exchange.flush(0.0)
+        if reply:
+            exchange.replies(lane, reply, 0.0)
+    assert ada[0].written == b"+OK\r\n"
+    assert eve[0].written == no_lane(2)
+    assert asks(b"AUTH", b"bob", b"pw")[0].written == no_lane(2)
+    friend, session = asks(b"HELLO", b"3", b"AUTH", b"default", b"sesame")
+    exchange.connected(opened[-1], RecordingLink(exchange, opened[-1]), 0.0)
+    exchange.flush(0.0)
+    exchange.replies(opened[-1], b"%0\r\n", 0.0)
+    assert friend.written == b"%0\r\n"
+    assert not session.locked
