@@ -76,8 +76,8 @@ class Hand:
     def __init__(self) -> None:
         self.taken: list[socket.socket] = []
 
-    def __call__(self, sock: socket.socket, *more: object) -> None:
-        del more
+    def __call__(self, name: str, sock: socket.socket, *more: object) -> None:
+        del name, more
         self.taken.append(sock)
 
 

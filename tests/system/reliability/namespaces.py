@@ -166,9 +166,9 @@ class Hosts:
 
 @contextlib.contextmanager
 def coalesce_at(host: str, upstream: str, *flags: str) -> Iterator[Coalesce]:
-    """A coalesce that listens on another address than 127.0.0.1."""
+    """A coalesce that listens on another address than 127.0.0.1, which nobody but the test can reach."""
     with short_directory() as directory:
-        listen = ["--listen", f"{host}:0", "--listen", f"unix://{directory}/c.sock"]
+        listen = ["--listen", f"{host}:0", "--listen", f"unix://{directory}/c.sock", "--unprotected"]
         coalesce = Coalesce([*coalesce_command(), "--upstream", upstream, *listen, *flags], environment())
         try:
             yield coalesce

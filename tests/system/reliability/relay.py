@@ -58,9 +58,9 @@ class Relay:
         self.delay = 0.0  # seconds, each way
         self.jitter = (0.0, 0.0)  # seconds more for each piece: from, to
         self.by_reset = False  # how a connection is cut
-        self.cuts_to_come: list[
-            int
-        ] = []  # the next connections': after so many bytes of replies, the handshake's included
+        self.begun: list[float] = []  # when each connection was
+        # The next connections': after so many bytes of replies, the handshake's included.
+        self.cuts_to_come: list[int] = []
         self.target = target  # of the next connection
         self._audible = trio.Event()
         self._audible.set()
@@ -126,6 +126,7 @@ class Relay:
         if self.cuts_to_come:
             link.replies.left = self.cuts_to_come.pop(0)
         self.links.append(link)
+        self.begun.append(link.begun)
         try:
             await self._lead(near, link)
         finally:
