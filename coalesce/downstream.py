@@ -114,10 +114,7 @@ class Client:
                 self._clients.exchange.receive(session, data)
             else:
                 self._clients.exchange.end_of_input(session)
-        elif flags & ERROR:
-            self._break()
-            return
-        elif flags & HANG_UP:
+        elif flags & (ERROR | HANG_UP):
             self._park()
             return
         elif flags & END_OF_INPUT & self._flags:
@@ -138,15 +135,18 @@ class Client:
             self._shut()
 
     def _park(self) -> None:
-        """The other end of a unix socket has been closed, which can't be left unheard. What it sent is still there.
+        """The other end has been closed: nothing can be written to it any more.
 
-        (It will be read when that is wanted again, as Redis would have read and run it.)
+        What it sent is run all the same, as Redis would have run it before it wrote the first reply: what has been read
+        of it, and what is still to be read of it when that is wanted again. Until then nobody could stop the poller
+        from telling of the close.
         """
         if self._heeds_end:
             self._clients.exchange.end_in_sight(self.session)
         if self.sock is None:
             return
-        self._clients.poller.remove(self.sock)
+        if not self._parked:
+            self._clients.poller.remove(self.sock)
         self._parked = self._deaf = True
         self._outbox = None
         self._outbox_size = 0
@@ -167,7 +167,7 @@ class Client:
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError:
-                self._break()
+                self._park()
                 return
             if sent == len(data):
                 return
@@ -261,7 +261,7 @@ class Client:
             self._watch()
             return
         except OSError:
-            self._break()
+            self._park()
             return
         self._outbox = None
         if self._closing:
@@ -526,11 +526,11 @@ class Listener:
 
 
 def is_loopback(address: TcpAddress) -> bool:
-    """Whether only this host can reach it, whichever of its addresses is taken. (A name that has none is, too.)"""
+    """Whether only this host can reach it, whichever of its addresses is taken. (A name may get one later.)"""
     try:
         found = _resolve(address)
     except OSError:
-        return True  # nobody will listen there
+        return False
     return all(_ip(where[0]).is_loopback for *_, where in found)
 
 

@@ -63,6 +63,52 @@ def test_a_client_that_is_over_is_not_read_from_while_its_outbox_lasts() -> None
         assert clients.shared == 0
 
 
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        theirs = socket.create_connection(server.getsockname())
+        return server.accept()[0], theirs
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, reset], ids=["closes", "resets"])
+@pytest.mark.parametrize("pair", [socket.socketpair, tcp_pair], ids=["unix", "tcp"])
+@pytest.mark.parametrize("noticed", ["by the write", "by the poller"])
+def test_what_was_read_of_a_client_that_left_is_run(pair, leave, noticed) -> None:
+    """A server that it was connected to directly would have run it all before it wrote the first reply."""
+    exchange = Exchange(BASE, lambda _: None)
+    base = exchange.lane(BASE)
+    links = {base: RecordingLink(exchange, base)}
+    exchange.connected(base, links[base], 0.0)
+    ours, theirs = pair()
+    with closing(Poller()) as poller:
+        clients = Clients(exchange, poller, 10, LARGE, no_pin)
+        clients.welcome(ours)
+        theirs.sendall(b"SELECT 1\r\nSET a 1\r\nSELECT 0\r\nRPUSH jobs job\r\n")
+        poller.drain(exchange.flush)
+        lane = exchange.lane(BASE._replace(database=1))
+        links[lane] = RecordingLink(exchange, lane)
+        exchange.connected(lane, links[lane], 0.0)
+        exchange.flush(0.0)
+        leave(theirs)
+        if noticed == "by the poller":
+            poller.drain(exchange.flush)
+        for _ in range(2):
+            exchange.replies(lane, b"+OK\r\n", 0.0)
+            exchange.flush(0.0)
+        exchange.replies(base, b"+OK\r\n", 0.0) if base.in_flight else None
+        poller.drain(exchange.flush)
+        exchange.flush(0.0)
+        assert b"".join(links[lane].batches).endswith(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\n1\r\n")
+        assert b"RPUSH" in b"".join(links[base].batches)
+        exchange.replies(base, b":1\r\n", 0.0)
+        poller.drain(exchange.flush)
+        assert clients.shared == 0
+
+
 class Closer:
     """Closes another member's socket in the middle of a round, and adds a new one."""
 
