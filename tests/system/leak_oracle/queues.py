@@ -170,9 +170,9 @@ async def left_waiting(client: Client, helper: Helper) -> None:
     if not client.name:
         return
     mark = run.weather.mark
-    client.begin([Exchange(pack("BLPOP", key, 0), b"")])
+    client.begin([Exchange(pack("BLPOP", key, 0), b"*2\r\n" + bulk(key) + bulk(element))])
     await client.send(client.batch[0].request)
-    if not await _seen(client, waits=True):
+    if not await _seen(client, waits=True):  # but a fault need not have closed it
         await _wait(client, lambda: _ignore(helper.act(database, _push(key, element))), None)
         return
 
