@@ -300,7 +300,7 @@ class Client:
         sock, self.sock = self.sock, None
         if sock is not None:
             if self._parked:
-                sock.close()
+                self._clients.poller.close_removed(sock)
             else:
                 self._clients.poller.remove_and_close(sock)
             self._clients.forget(self)

@@ -91,12 +91,16 @@ class Poller:
         self._epoll.unregister(fd)
 
     def remove_and_close(self, sock: socket.socket) -> None:
-        """As `remove`, and closes the socket at a safe point.
+        """As `remove`, and closes the socket at a safe point."""
+        self.remove(sock)
+        self.close_removed(sock)
+
+    def close_removed(self, sock: socket.socket) -> None:
+        """Closes a socket that has been removed, at a safe point.
 
         In the middle of a round that is its end: events of the round may still be waiting for this descriptor, and
         must not meet another socket that was given the same number.
         """
-        self.remove(sock)
         if self._in_round:
             self._to_close.append(sock)
         else:

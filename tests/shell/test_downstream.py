@@ -22,6 +22,7 @@ from tests.core.fakes import RecordingLink
 from tests.system.certificates import Authority
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 BASE = Identity(None, None, 0, 2)
@@ -142,6 +143,50 @@ def test_a_descriptor_is_not_used_again_within_a_round() -> None:
         assert closer.added[0].fileno() != number
         assert pairs[1][0].fileno() == -1, "closed at the end of the round"
         for sock in [*closer.added, pairs[0][0], pairs[0][1], pairs[1][1]]:
+            sock.close()
+
+
+class Telling:
+    """In the middle of a round, tells a client something; and it turns out to have left."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+        self.added: list[socket.socket] = []
+
+    def on_ready(self, flags: int) -> None:
+        assert flags & READABLE
+        if not self.added:
+            self._tell()
+            self.added = [sock for _ in range(50) for sock in socket.socketpair()]
+
+    def fail(self, fault: Exception) -> None:
+        raise fault
+
+
+def test_nor_is_that_of_a_client_that_turns_out_to_have_left() -> None:
+    """An event of the round may still be there to tell that it was closed, and must not meet another client."""
+    exchange = Exchange(BASE, lambda _: None)
+    others, (ours, theirs) = socket.socketpair(), socket.socketpair()
+    with closing(Poller()) as poller:
+        clients = Clients(exchange, poller, 10, LARGE, no_pin)
+        clients.welcome(ours)
+        (client,) = clients._shared
+        number = ours.fileno()
+
+        def tell() -> None:
+            client.read(wanted=False, end=False)
+            client.write(b"+OK\r\n")
+            exchange.depart(client.session)
+
+        telling = Telling(tell)
+        poller.add(others[0], telling, READABLE)
+        others[1].send(b"x")
+        theirs.close()
+        poller.drain(exchange.flush)
+        assert number not in {sock.fileno() for sock in telling.added}
+        assert ours.fileno() == -1, "closed at the end of the round"
+        poller.remove(others[0])
+        for sock in [*others, *telling.added]:
             sock.close()
 
 
