@@ -286,7 +286,7 @@ def test_what_coalesce_may_hold_and_who_may_use_it(reachable, directory):
         for permission in permissions:
             assert starts(*flags, *everywhere, *permission, directory=directory, **more)
     # With a certificate for the upstream, it gets past the door, and finds that nobody speaks TLS there.
-    to_tls = {"COALESCE_UPSTREAM": f"rediss://{reachable.url}"}
+    to_tls = {"COALESCE_UPSTREAM": f"rediss://{reachable.url}", "COALESCE_CONNECT_TIMEOUT": "0.3"}
     code, said = one_line(run_to_exit(*certificate, *everywhere, **to_tls))
     assert (code, "--unprotected" in said, "a certificate" in said) == (1, True, True)
     for permission in permissions:
