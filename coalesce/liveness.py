@@ -80,6 +80,15 @@ def repeat_often(sock: socket.socket, silence: float) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, round(min(max(1.0, silence / 4), 120.0) * 1000))
 
 
+def look_after_clients(listener: socket.socket, silence: float) -> None:
+    """For all that are accepted from here on: they have a listener's options from their first moment."""
+    if listener.family != socket.AF_UNIX:
+        # A reply is all there is to send: waiting for more would only make it late.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_place(listener)
+        repeat_often(listener, silence)
+
+
 def _set_keepalive(sock: socket.socket, idle: int, between: int, count: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)

@@ -16,7 +16,7 @@ from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.dial import Dialler
 from coalesce.downstream import Clients
-from coalesce.liveness import Stopwatch, keep_alive
+from coalesce.liveness import Stopwatch, keep_alive, look_after_clients
 from coalesce.poller import READABLE, Poller
 from tests.core.fakes import RecordingLink
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BASE = Identity(None, None, 0, 2)
+SILENCE = 12.0
 TCP_RTO_MAX_MS = 44
 TELLS = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2]) >= (6, 15)
 AS_REDIS = (1, 300, 100, 3)
@@ -47,6 +48,7 @@ def longest_pause(sock: socket.socket) -> float | None:
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     """Both ends of a TCP connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        look_after_clients(listener, SILENCE)
         theirs = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()
     with ours, theirs:
@@ -90,7 +92,7 @@ def test_a_client_is_looked_after_as_what_it_holds_demands(pair):
     exchange.connected(lane, RecordingLink(exchange, lane), 0.0)
     hand = Hand()
     with closing(Poller()) as poller:
-        clients = Clients(exchange, poller, 10, 1 << 20, hand, silence=12)
+        clients = Clients(exchange, poller, 10, 1 << 20, hand, silence=SILENCE)
         clients.welcome(ours)
         (client,) = clients
         assert keepalive(ours) == AS_REDIS
