@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from coalesce.config import Address
     from coalesce.core.exchange import Exchange
     from coalesce.core.lane import Lane
+    from coalesce.core.resp import RequestReader
     from coalesce.core.session import Session
     from coalesce.poller import Poller
     from coalesce.tls import Certificates
@@ -40,6 +41,8 @@ log = logging.getLogger("coalesce")
 # Bytes of one recv. Redis reads as much; a chunk has to hold many requests of a client that pipelines, and no more. But
 # not less than a TLS record, see `TlsSocket`.
 _CHUNK = 16 * 1024
+# ... while a request of thousands of arguments arrives: each takes 2 us of everybody's time,
+_SMALL_CHUNK = 2 * 1024
 # ... and while a large value arrives.
 _LARGE_CHUNK = 256 * 1024
 # Replies up to this size share a piece of the outbox. Bytes.
@@ -104,8 +107,7 @@ class Client:
             session = self.session
             try:
                 reader = session.reader
-                # (No more than the value at hand: what follows may be a hundred thousand small ones.)
-                data = self._recv(_CHUNK if reader is None else min(max(_CHUNK, reader.wanted), _LARGE_CHUNK))
+                data = self._recv(_CHUNK if reader is None else _chunk(reader))
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
@@ -305,6 +307,11 @@ class Client:
             else:
                 self._clients.poller.remove_and_close(sock)
             self._clients.forget(self)
+
+
+def _chunk(reader: RequestReader) -> int:
+    """Bytes. No more than the value at hand: what follows may be a hundred thousand small ones."""
+    return _SMALL_CHUNK if reader.crowded else min(max(_CHUNK, reader.wanted), _LARGE_CHUNK)
 
 
 class Clients:

@@ -33,6 +33,8 @@ log = logging.getLogger("coalesce")
 
 # Redis writes at most 64 KiB at a time; a larger chunk holds more replies side by side when it is ahead of us.
 _CHUNK = 64 * 1024
+# ... and while a reply of many elements is passed on: each takes a microsecond of everybody's time.
+_SMALL_CHUNK = 16 * 1024
 # Bytes of a batch that are sent at a time: a socket may take 4 MB in one go, which is a millisecond for everybody else.
 _PIECE = 256 * 1024
 # Seconds that a connection has to live for its loss to be the first failure, not the next.
@@ -88,7 +90,7 @@ class Connection:
         """HOT. One recv; its replies are with their callers afterwards."""
         if flags & ~WRITABLE:
             try:
-                data = self._sock.recv(_CHUNK)
+                data = self._sock.recv(_SMALL_CHUNK if self._lane.crowded else _CHUNK)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as problem:

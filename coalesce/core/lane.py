@@ -173,6 +173,11 @@ class Lane:
         return len(self.callers) + len(self.first) + len(self.in_flight)
 
     @property
+    def crowded(self) -> bool:
+        """Whether a reply of many elements is being passed on: each takes a microsecond of everybody's time."""
+        return self._passage is not None and self._passage.crowded
+
+    @property
     def has_unsent(self) -> bool:
         return bool(self.unsent or self.first)
 

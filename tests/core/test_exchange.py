@@ -429,6 +429,26 @@ def test_a_reply_in_many_pieces_is_one_reply() -> None:
     assert session.lane.large
 
 
+def test_a_reply_of_many_elements_is_a_crowd_until_a_large_one_comes() -> None:
+    """The shell reads less at once of it."""
+    pair = Pair()
+    lane = pair.lanes[False]
+    peer = RecordingPeer()
+    session = pair.exchange.connect(peer)
+    pair.says(session, canonical([b"LRANGE", b"k", b"0", b"-1"]))
+    elements = bulk(b"x") * 5000
+    assert not lane.crowded
+    pair.replies(False, b"*5002\r\n" + elements)
+    assert lane.crowded
+    pair.replies(False, bulk(VALUE)[:100])
+    assert not lane.crowded
+    pair.replies(False, bulk(VALUE)[100:])
+    assert lane.crowded
+    pair.replies(False, bulk(b"y"))
+    assert not lane.crowded
+    assert peer.written == b"*5002\r\n" + elements + bulk(VALUE) + bulk(b"y")
+
+
 def test_who_pipelines_changes_once_nothing_is_owed() -> None:
     pair = Pair()
     session = pair.exchange.connect(RecordingPeer())
