@@ -74,10 +74,10 @@ async def test_nobody_waits_for_a_turn_for_longer_than_requests_may(autojump_clo
             await upstream.dial(BASE, b"")
         except DialError as problem:
             problems.append(str(problem))
-        assert autojump_clock.current_time() - begin <= PATIENCE
-    assert autojump_clock.current_time() - begin <= PATIENCE
+        assert autojump_clock.current_time() - begin <= PATIENCE + 1e-6
+    assert autojump_clock.current_time() - begin <= PATIENCE + 1e-6
     assert problems == ["Connection refused"] * 401
-    assert 100 <= len(upstream.dialled) <= 100 + PATIENCE * DIALS
+    assert 100 <= len(upstream.dialled) <= 100 + PATIENCE * DIALS + 1
 
 
 async def test_turns_that_nobody_waited_for_are_others(
