@@ -861,6 +861,8 @@ class Exchange:
                 self._flush_lane(lane, now, held)
             except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
                 self._fail_lane(lane, fault)
+                if lane.has_unsent:
+                    held.append(lane)  # for its next connection
         self.dirty = list(dict.fromkeys(held))
 
     def _fail_lane(self, lane: Lane, fault: Exception) -> None:

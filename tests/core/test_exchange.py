@@ -459,6 +459,35 @@ def test_who_pipelines_changes_once_nothing_is_owed() -> None:
     assert session.lane.large
 
 
+class Faulty(RecordingLink):
+    """Its first batch is a fault of ours."""
+
+    def send(self, batch: bytes) -> None:
+        raise RuntimeError(len(batch))
+
+    def fail(self, fault: Exception) -> None:
+        assert isinstance(fault, RuntimeError)
+        self.hang_up()
+
+
+def test_what_had_not_left_when_a_batch_was_a_fault_leaves_by_the_next_connection() -> None:
+    pair = Pair()
+    lane = pair.lanes[True]
+    lane.send = Faulty(pair.exchange, lane).send
+    lane.link = Faulty(pair.exchange, lane)
+    peers = [RecordingPeer() for _ in range(3)]
+    sessions = [pair.exchange.connect(peer) for peer in peers]
+    for session in sessions:
+        for at in range(0, len(SET), 16384):
+            pair.exchange.receive(session, SET[at : at + 16384])
+    pair.exchange.flush(0.0)
+    assert [peer.closed for peer in peers] == [True, False, False]
+    link = RecordingLink(pair.exchange, lane)
+    pair.exchange.connected(lane, link, 0.0)
+    pair.exchange.flush(0.0)
+    assert link.batches == [SET]
+
+
 def test_one_large_request_is_in_flight_at_a_time() -> None:
     """An upstream would run all that it has been sent in one go."""
     pair = Pair()
