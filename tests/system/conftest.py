@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .forge import Forge, forge
 from .processes import Coalesce, Executable, RedisServer, executables, running_coalesce, running_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from .forge import Ended
 
 
 @pytest.fixture(scope="session", params=executables(), ids=str)
@@ -56,3 +59,14 @@ def coalesce(module_coalesce: Coalesce, upstream: RedisServer) -> Coalesce:
 def fresh_upstream(executable: Executable) -> Iterator[RedisServer]:
     with running_server(executable) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def forged() -> Iterator[Forge]:
+    with forge() as forged:
+        yield forged
+
+
+@pytest.fixture
+def run_to_exit(forged: Forge) -> Callable[..., Ended]:
+    return forged.run_to_exit

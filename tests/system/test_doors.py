@@ -31,7 +31,6 @@ from .processes import (
     coalesce_command,
     environment,
     eventually,
-    run_to_exit,
     running_coalesce,
     running_server,
     short_directory,
@@ -41,7 +40,7 @@ from .versions import NEWEST, OLDEST, OLDEST_AND_NEWEST, with_newest
 from .wire import Wire, bulk, pack, split_replies
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .processes import Executable
 
@@ -168,7 +167,7 @@ def test_refused_credentials_cost_a_client_that_moves_no_more_than_an_outage(gua
             assert other.ask("PING") == PONG
 
 
-def test_what_is_wrong_with_the_credentials_is_said_at_the_start(guarded, directory):
+def test_what_is_wrong_with_the_credentials_is_said_at_the_start(guarded, directory, run_to_exit):
     upstream = f"redis://proxy@{guarded.url}"
     file = directory / "secret"
     code, said = one_line(run_to_exit("--upstream", upstream, "--upstream-password-file", str(file)))
@@ -189,7 +188,7 @@ def test_what_is_wrong_with_the_credentials_is_said_at_the_start(guarded, direct
     assert (code, "no password" in said) == (2, True)
 
 
-def test_an_upstream_that_knows_no_auth_repeats_the_password_and_coalesce_does_not(executable, directory):
+def test_an_upstream_that_knows_no_auth_repeats_the_password_and_coalesce_does_not(executable, directory, run_to_exit):
     with running_server(executable, "--rename-command", "AUTH", "LETMEIN") as server:
         file = written(directory / "secret", SECRET)
         code, said = one_line(run_to_exit("--upstream", server.url, "--upstream-password-file", file))
@@ -213,7 +212,7 @@ def test_the_mode_of_unix_sockets(fresh_upstream):
 
 
 @pytest.mark.parametrize("mode", ["0999", "rw", "1777", "7", "-660"])
-def test_what_is_no_mode(mode):
+def test_what_is_no_mode(mode, run_to_exit):
     code, _ = one_line(run_to_exit("--upstream", "127.0.0.1:1", "--listen", "unix:///tmp/x", f"--socket-mode={mode}"))
     assert code == 2
 
@@ -241,27 +240,30 @@ def reachable(executable) -> Iterator[RedisServer]:
         yield server
 
 
-def starts(*flags: str, directory: Path, **more: str) -> bool:
+@pytest.fixture
+def starts(forged, directory) -> Callable[..., bool]:
     """Whether coalesce starts with these; False where it says that it won't because of strangers."""
-    command = [*coalesce_command(), *flags, "--listen", f"unix://{directory}/c.sock"]
-    try:
-        coalesce = Coalesce(command, environment(**more))
-    except RuntimeError as problem:
-        if "--unprotected" not in str(problem):
-            raise
-        return False
-    coalesce.end()
-    return True
+
+    def starts(*flags: str, **more: str) -> bool:
+        code, said = forged.run_until_it_listens(*flags, "--listen", f"unix://{directory}/c.sock", **more)
+        if code == 1 and "--unprotected" in said:
+            return False
+        assert (code, "listening on" in said) == (0, True), said
+        return True
+
+    return starts
 
 
+@with_newest
 @pytest.mark.parametrize("listen", EVERYWHERE)
-def test_strangers_do_not_get_the_credentials(guarded, listen):
+def test_strangers_do_not_get_the_credentials(guarded, listen, run_to_exit):
     upstream = {"COALESCE_UPSTREAM": f"redis://proxy:{SECRET}@{guarded.url}"}
     code, said = one_line(run_to_exit("--listen", listen, **upstream))
     assert (code, "--unprotected" in said, "credentials" in said) == (1, True, True)
 
 
-def test_what_coalesce_may_hold_and_who_may_use_it(reachable, directory):
+@with_newest
+def test_what_coalesce_may_hold_and_who_may_use_it(reachable, directory, run_to_exit, starts):
     """Each holding alone is refused, and each permission alone allows it."""
     authority = Authority(directory, "ca")
     issued = authority.issue()
@@ -281,10 +283,10 @@ def test_what_coalesce_may_hold_and_who_may_use_it(reachable, directory):
     with_password = {"COALESCE_UPSTREAM": f"redis://proxy:{SECRET}@{reachable.url}"}
     with_user = {"COALESCE_UPSTREAM": f"redis://proxy@{reachable.url}"}
     for flags, more in (([], with_password), (password, with_user)):
-        assert not starts(*flags, *everywhere, directory=directory, **more)
-        assert not starts(*flags, *everywhere, *tls, directory=directory, **more)  # who has no certificate gets in
+        assert not starts(*flags, *everywhere, **more)
+        assert not starts(*flags, *everywhere, *tls, **more)  # who has no certificate gets in
         for permission in permissions:
-            assert starts(*flags, *everywhere, *permission, directory=directory, **more)
+            assert starts(*flags, *everywhere, *permission, **more)
     # With a certificate for the upstream, it gets past the door, and finds that nobody speaks TLS there.
     to_tls = {"COALESCE_UPSTREAM": f"rediss://{reachable.url}", "COALESCE_CONNECT_TIMEOUT": "0.3"}
     code, said = one_line(run_to_exit(*certificate, *everywhere, **to_tls))
@@ -296,15 +298,17 @@ def test_what_coalesce_may_hold_and_who_may_use_it(reachable, directory):
     assert (code, "can't reach upstream" in said) == (1, True)
 
 
-def test_one_listener_beyond_loopback_is_enough(guarded, directory):
+@with_newest
+def test_one_listener_beyond_loopback_is_enough(guarded, run_to_exit, starts):
     upstream = {"COALESCE_UPSTREAM": f"redis://proxy:{SECRET}@{guarded.url}"}
     for listen in (["127.0.0.1:0", "0.0.0.0:0"], ["0.0.0.0:0", "127.0.0.1:0"]):
         code, said = one_line(run_to_exit(*(word for each in listen for word in ("--listen", each)), **upstream))
         assert (code, "0.0.0.0:0" in said) == (1, True)
     for listen in ("localhost:0", "127.0.0.2:0", "[::ffff:127.0.0.1]:0"):
-        assert starts("--listen", listen, directory=directory, **upstream)
+        assert starts("--listen", listen, **upstream)
 
 
+@with_newest
 @pytest.mark.skipif(bool(impossible()), reason=f"no namespaces here: {impossible()}")
 @pytest.mark.parametrize(("listen", "allowed"), [("127.0.0.1", True), ("192.0.2.77", False), ("0.0.0.0", False)])  # noqa: S104
 def test_a_name_is_what_its_addresses_are(guarded, listen, allowed):
@@ -329,8 +333,11 @@ def test_a_name_is_what_its_addresses_are(guarded, listen, allowed):
         assert (code, "--unprotected" in said, "can't reach" in said) == (1, own, not own)
 
 
+@with_newest
 @pytest.mark.parametrize("upstream", ["tcp", "localhost", "0.0.0.0", "unix", "embedded"])  # noqa: S104
-def test_access_to_an_upstream_of_this_host_is_not_for_strangers(fresh_upstream, directory, upstream):
+def test_access_to_an_upstream_of_this_host_is_not_for_strangers(
+    fresh_upstream, directory, upstream, run_to_exit, starts
+):
     """Nobody beyond this host could reach it: with coalesce on a network, everybody could."""
     url = {
         "tcp": fresh_upstream.url, "localhost": f"localhost:{fresh_upstream.port}",
@@ -340,16 +347,17 @@ def test_access_to_an_upstream_of_this_host_is_not_for_strangers(fresh_upstream,
     everywhere = ["--upstream", url, "--listen", "0.0.0.0:0"]
     code, said = one_line(run_to_exit(*everywhere))
     assert (code, "--unprotected" in said, "nobody but this host" in said) == (1, True, True)
-    assert starts("--upstream", url, "--listen", "127.0.0.1:0", directory=directory)
+    assert starts("--upstream", url, "--listen", "127.0.0.1:0")
     if upstream != "localhost":
         passwords = written(directory / "passwords", DOOR)
-        assert starts(*everywhere, "--client-password-file", passwords, directory=directory)
-        assert starts(*everywhere, "--unprotected", directory=directory)
+        assert starts(*everywhere, "--client-password-file", passwords)
+        assert starts(*everywhere, "--unprotected")
 
 
-def test_without_credentials_anybody_may_come_to_what_anybody_reaches(reachable, directory):
+@with_newest
+def test_without_credentials_anybody_may_come_to_what_anybody_reaches(reachable, starts):
     for listen in EVERYWHERE:
-        assert starts("--upstream", reachable.url, "--listen", listen, directory=directory)
+        assert starts("--upstream", reachable.url, "--listen", listen)
 
 
 # Clients authenticate to coalesce
@@ -483,7 +491,8 @@ def test_passwords_of_clients_are_rotated(door, directory):
     eventually(lambda: "what was read before stays in use" in door.stderr)
 
 
-def test_the_file_of_passwords_has_to_have_one(guarded, directory):
+@with_newest
+def test_the_file_of_passwords_has_to_have_one(guarded, directory, run_to_exit):
     for file in (str(directory / "missing"), written(directory / "empty", "", "")):
         code, said = one_line(
             run_to_exit(
@@ -522,20 +531,20 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("form", MALFORMED)
-def test_what_is_no_upstream_is_not_repeated(form):
+def test_what_is_no_upstream_is_not_repeated(form, run_to_exit):
     code, said = one_line(run_to_exit("--listen", "127.0.0.1:0", COALESCE_UPSTREAM=form.replace("{}", SECRET)))
     assert code == 2
     assert "COALESCE_UPSTREAM" in said
     assert "redis[s]://[user[:password]@]host[:port]" in said
 
 
-def test_nor_is_it_where_it_was_a_flag():
+def test_nor_is_it_where_it_was_a_flag(run_to_exit):
     code, said = one_line(run_to_exit("--upstream", f"redis:/u:{SECRET}@h"))
     assert (code, "'--upstream'" in said) == (2, True)
 
 
 @pytest.mark.parametrize("form", ["u:{}@127.0.0.1:0", "redis://u:{}@127.0.0.1:0", "unix://u:{}@/x", "u:{}@h:x"])
-def test_a_listener_that_looks_like_an_upstream_is_not_repeated(form):
+def test_a_listener_that_looks_like_an_upstream_is_not_repeated(form, run_to_exit):
     listen = form.replace("{}", SECRET)
     for flags, more in ((["--listen", listen], {}), ([], {"COALESCE_LISTEN": listen})):
         code, _ = one_line(run_to_exit("--upstream", "127.0.0.1:1", *flags, **more))
@@ -543,13 +552,13 @@ def test_a_listener_that_looks_like_an_upstream_is_not_repeated(form):
 
 
 @pytest.mark.parametrize("form", ["redis://u:{}@h", "--redis://u:{}@h", "--upstream:redis://:{}@h", "-redis://:{}@h"])
-def test_what_is_no_flag_is_not_repeated(form):
+def test_what_is_no_flag_is_not_repeated(form, run_to_exit):
     code, _ = one_line(run_to_exit("--upstream", "127.0.0.1:1", form.replace("{}", SECRET)))
     assert code == 2
 
 
 @pytest.mark.parametrize("form", ["redis://u:{}@127.0.0.1:1", "rediss://:{}@127.0.0.1:1/2", "VALKEY://u:{}@127.0.0.1"])
-def test_a_password_on_the_command_line_is_refused(form):
+def test_a_password_on_the_command_line_is_refused(form, run_to_exit):
     """Everybody on the host can read it there."""
     for flags in (["--upstream", form.replace("{}", SECRET)], [f"--upstream={form.replace('{}', SECRET)}"]):
         code, said = one_line(run_to_exit(*flags, "--listen", "127.0.0.1:0"))
@@ -575,7 +584,7 @@ def test_secrets_are_not_in_representations():
     assert not [thing for thing in things if SECRET in repr(thing)]
 
 
-def test_nobody_becomes_the_upstreams_default_user(guarded, directory):
+def test_nobody_becomes_the_upstreams_default_user(guarded, directory, run_to_exit):
     """A pinned client's AUTH and RESET are the upstream's affair: so its default user may not be open to all."""
     doors = written(directory / "doors", DOOR)
     url = f"redis://proxy:{SECRET}@{guarded.url}"
@@ -760,7 +769,7 @@ def test_what_an_upstream_says_in_words_of_its_own_is_said(error, said):
 
 
 @pytest.mark.parametrize("echo", [b"-ERR with args beginning with: %b \r\n", b"-ERR %b", b"%b"])
-def test_nor_is_it_in_the_log_nor_told_to_other_clients(pretender, echo, directory):
+def test_nor_is_it_in_the_log_nor_told_to_other_clients(pretender, echo, directory, run_to_exit):
     more = {"COALESCE_UPSTREAM_PASSWORD_FILE": written(directory / "secret", SECRET), "COALESCE_UPSTREAM_WAIT": "0"}
     upstream = f"redis://proxy@{pretender.url}"
     with running_coalesce(upstream, **more) as coalesce, coalesce.connect() as client:

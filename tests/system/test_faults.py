@@ -22,7 +22,6 @@ from .processes import (
     eventually,
     executables,
     free_port,
-    run_to_exit,
     running_coalesce,
     running_server,
     short_directory,
@@ -348,21 +347,21 @@ def test_a_second_signal_ends_it_at_once(fresh_upstream):
 # A command line that can't work, and the environment in place of it
 
 
-def test_an_unreachable_upstream_is_one_line_and_exit_code_1():
+def test_an_unreachable_upstream_is_one_line_and_exit_code_1(run_to_exit):
     address = f"127.0.0.1:{free_port()}"
     code, stderr = run_to_exit("--upstream", address, "--listen", "127.0.0.1:0")
     assert code == 1
     assert address in one_line(stderr)
 
 
-def test_an_upstream_socket_that_is_not_there_is_one_line_and_exit_code_1():
+def test_an_upstream_socket_that_is_not_there_is_one_line_and_exit_code_1(run_to_exit):
     with short_directory() as directory:
         code, stderr = run_to_exit("--upstream", f"unix://{directory}/nobody.sock", "--listen", "127.0.0.1:0")
     assert code == 1
     assert "nobody.sock" in one_line(stderr)
 
 
-def test_a_busy_port_is_one_line_and_exit_code_1(upstream):
+def test_a_busy_port_is_one_line_and_exit_code_1(upstream, run_to_exit):
     with socket.create_server(("127.0.0.1", 0)) as busy:
         address = f"127.0.0.1:{busy.getsockname()[1]}"
         code, stderr = run_to_exit("--upstream", upstream.url, "--listen", address)
@@ -370,7 +369,7 @@ def test_a_busy_port_is_one_line_and_exit_code_1(upstream):
     assert address in one_line(stderr)
 
 
-def test_a_wrong_password_in_the_url_is_one_line_and_exit_code_1(upstream):
+def test_a_wrong_password_in_the_url_is_one_line_and_exit_code_1(upstream, run_to_exit):
     code, stderr = run_to_exit("--listen", "127.0.0.1:0", COALESCE_UPSTREAM=f"redis://nobody:wrong@{upstream.url}")
     assert code == 1
     assert "wrong@" not in one_line(stderr)  # a password is nothing for a log
@@ -396,13 +395,13 @@ def test_a_wrong_password_in_the_url_is_one_line_and_exit_code_1(upstream):
     ],
     ids=" ".join,
 )
-def test_a_wrong_flag_is_one_line_and_exit_code_2(arguments):
+def test_a_wrong_flag_is_one_line_and_exit_code_2(arguments, run_to_exit):
     code, stderr = run_to_exit(*arguments)
     assert code == 2, stderr
     one_line(stderr)
 
 
-def test_flags_from_the_environment(upstream):
+def test_flags_from_the_environment(upstream, run_to_exit):
     with running_coalesce(upstream.url, COALESCE_MAX_CLIENTS="1") as coalesce, coalesce.connect() as first:
         assert first.ask("PING") == PONG
         with coalesce.connect() as second:

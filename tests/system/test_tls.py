@@ -27,7 +27,6 @@ from .processes import (
     eventually,
     executables,
     free_port,
-    run_to_exit,
     running_coalesce,
     running_server,
 )
@@ -354,19 +353,25 @@ def test_a_database_and_credentials_in_the_url(upstream, authority):
 # Who is refused
 
 
-def refused(url: str, *flags: str) -> str:
-    code, stderr = run_to_exit("--listen", "127.0.0.1:0", *flags, COALESCE_UPSTREAM=url)
-    assert code == 1, stderr
-    assert len(stderr.splitlines()) == 1, stderr
-    return stderr
+@pytest.fixture
+def refused(run_to_exit) -> Callable[..., str]:
+    """What coalesce says when it does not start."""
+
+    def refused(url: str, *flags: str) -> str:
+        code, stderr = run_to_exit("--listen", "127.0.0.1:0", *flags, COALESCE_UPSTREAM=url)
+        assert code == 1, stderr
+        assert len(stderr.splitlines()) == 1, stderr
+        return stderr
+
+    return refused
 
 
-def test_an_upstream_of_an_unknown_authority(upstream, other_authority):
+def test_an_upstream_of_an_unknown_authority(upstream, other_authority, refused):
     assert "certificate can't be verified" in refused(upstream.url, *to_upstream(other_authority))
     assert "certificate can't be verified" in refused(upstream.url)
 
 
-def test_an_upstream_by_another_name(executable, authority):
+def test_an_upstream_by_another_name(executable, authority, refused):
     with tls_server(executable, authority.issue("redis.test"), authority) as server:
         assert "another name" in refused(server.url, *to_upstream(authority))
         assert "another name" in refused(server.url, *to_upstream(authority), "--upstream-sni", "elsewhere.test")
@@ -375,18 +380,18 @@ def test_an_upstream_by_another_name(executable, authority):
                 assert client.ask("PING") == PONG
 
 
-def test_an_upstream_whose_certificate_has_expired(executable, authority):
+def test_an_upstream_whose_certificate_has_expired(executable, authority, refused):
     with tls_server(executable, authority.issue(expired=True), authority) as server:
         assert "expired" in refused(server.url, *to_upstream(authority))
 
 
-def test_an_upstream_that_wants_a_certificate(strict_upstream, authority, other_authority):
+def test_an_upstream_that_wants_a_certificate(strict_upstream, authority, other_authority, refused):
     """The alert that says so may be overtaken by the reset that follows it."""
     for flags in (to_upstream(authority), to_upstream(authority, other_authority.issue())):
         assert re.search("TLS: .*(certificate required|unknown ca)|hung up|lost", refused(strict_upstream.url, *flags))
 
 
-def test_plain_to_an_upstream_with_tls_and_the_other_way_round(upstream, authority):
+def test_plain_to_an_upstream_with_tls_and_the_other_way_round(upstream, authority, refused):
     refused(f"127.0.0.1:{upstream.port}")
     refused(f"rediss://{upstream.server.url}", *to_upstream(authority), "--connect-timeout", "1")
 
@@ -580,7 +585,7 @@ def test_the_upstream_gets_a_certificate_of_another_authority(executable, author
         assert client.reply() == bulk("v")
 
 
-def test_files_that_are_no_use_at_the_start(upstream, authority, directory):
+def test_files_that_are_no_use_at_the_start(upstream, authority, directory, refused):
     own, other = authority.issue(), authority.issue()
     empty = directory / "empty.pem"
     empty.write_bytes(b"")
@@ -616,7 +621,7 @@ def test_files_that_are_no_use_at_the_start(upstream, authority, directory):
         "--upstream 127.0.0.1:1 --tls-cert file --tls-key file --listen unix:///nowhere",
     ],
 )
-def test_flags_that_make_no_sense_together(flags):
+def test_flags_that_make_no_sense_together(flags, run_to_exit):
     code, stderr = run_to_exit(*flags.split())
     assert code == 2, stderr
     assert len(stderr.splitlines()) == 1, stderr

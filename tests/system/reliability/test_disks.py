@@ -19,7 +19,6 @@ from tests.system.processes import (
     environment,
     eventually,
     free_port,
-    run_to_exit,
     running_server,
     short_directory,
 )  # fmt: skip
@@ -92,7 +91,7 @@ def test_a_directory_of_somebody_else_is_one_line_and_exit_code_1(upstream):
     assert line == f"coalesce: can't listen on {place}: Permission denied"
 
 
-def test_a_directory_that_is_not_there_is_one_line_and_exit_code_1(upstream):
+def test_a_directory_that_is_not_there_is_one_line_and_exit_code_1(upstream, run_to_exit):
     with short_directory() as directory:
         place = f"unix://{directory}/gone/c.sock"
     line = refusal(*run_to_exit("--upstream", upstream.url, "--listen", place))
