@@ -6,8 +6,6 @@ import contextlib
 from signal import SIGCONT, SIGSTOP
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.system.processes import eventually, running_coalesce, running_server
 from tests.system.wire import pack
 
@@ -43,38 +41,32 @@ def stopped(coalesce: Coalesce) -> Iterator[None]:
         coalesce.signal(SIGCONT)
 
 
-@pytest.mark.parametrize("request_", [("MULTI",), ("SELECT", 3)], ids=["lease", "lane"])
-def test_a_connection_under_way_is_not_late_because_of_a_pause(executable, request_):
-    """The upstream answers while nobody looks, well within its time."""
-    with (
-        running_server(executable) as upstream,
-        Relay(upstream.address) as relay,
-        running_coalesce(relay.url, *TIMERS) as coalesce,
-        coalesce.connect() as client,
-    ):
-        assert client.ask("PING") == b"+PONG\r\n"
-        before = len(relay.links)
-        relay.fall_silent()
-        client.send(pack(*request_))
-        eventually(lambda: len(relay.links) > before)
-        with stopped(coalesce):
-            relay.speak()
-            faults.last(PAUSE)
-        assert client.reply() == b"+OK\r\n"
+def test_nothing_is_late_because_of_a_pause(executable):
+    """Nor is anybody refused: not who waits for a connection that is under way, nor who waits for a lease.
 
-
-def test_who_waits_for_a_lease_is_not_refused_because_of_a_pause(executable):
-    """The one there is becomes free while nobody looks."""
-    with (
-        running_server(executable) as upstream,
-        running_coalesce(upstream.url, *TIMERS, "--max-leases", "1") as coalesce,
-        coalesce.connect() as holder,
-        coalesce.connect() as waiter,
-    ):
+    The upstream answers while nobody looks, well within its time; and the one lease becomes free then.
+    """
+    with contextlib.ExitStack() as stack:
+        upstream = stack.enter_context(running_server(executable))
+        relay = stack.enter_context(Relay(upstream.address))
+        dialling = stack.enter_context(running_coalesce(relay.url, *TIMERS))
+        lending = stack.enter_context(running_coalesce(upstream.url, *TIMERS, "--max-leases", "1"))
+        clients = {request: stack.enter_context(dialling.connect()) for request in (("MULTI",), ("SELECT", 3))}
+        holder, waiter = (stack.enter_context(lending.connect()) for _ in range(2))
         assert holder.ask("MULTI") == b"+OK\r\n"
         waiter.send(pack("MULTI"))
         assert holder.ask("PING") == b"+QUEUED\r\n"  # behind it: so the MULTI has been read
-        with stopped(coalesce):
+        for client in clients.values():
+            assert client.ask("PING") == b"+PONG\r\n"
+        before = len(relay.links)
+        relay.fall_silent()
+        for request, client in clients.items():
+            client.send(pack(*request))
+        eventually(lambda: len(relay.links) == before + len(clients))
+        with stopped(dialling), stopped(lending):
+            relay.speak()
             holder.send(pack("EXEC"))
             faults.last(PAUSE)
+        for request, client in clients.items():
+            assert client.reply() == b"+OK\r\n", request
         assert waiter.reply() == b"+OK\r\n"

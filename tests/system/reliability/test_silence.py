@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.system.processes import Coalesce, RedisServer
+    from tests.system.wire import Wire
 
 pytestmark = pytest.mark.skipif(bool(impossible()), reason=f"no namespaces here: {impossible()}")
 
@@ -46,12 +47,6 @@ def upstream(executable, between) -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture
-def coalesce(upstream) -> Iterator[Coalesce]:
-    with running_coalesce(upstream.url, "--upstream-silence", str(SILENCE)) as coalesce:
-        yield coalesce
-
-
 def test_a_silence_that_ends_in_time_loses_nothing_and_closes_nobody(between, upstream):
     """In time is before the kernel repeats what it sent for the last time that counts: 2.4 s after it was sent."""
     with running_coalesce(upstream.url, "--upstream-silence", "3") as coalesce:
@@ -67,47 +62,41 @@ def test_a_silence_that_ends_in_time_loses_nothing_and_closes_nobody(between, up
     assert (verdict.unacknowledged, verdict.refused, verdict.closed) == (0, 0, 0)
 
 
-def test_an_upstream_that_is_merely_slow_is_not_taken_for_a_silent_one(upstream, coalesce):
-    """It answers nothing for two seconds, but its kernel does."""
-    with coalesce.connect() as client, coalesce.connect() as behind:
-        client.send(pack("INCR", "n"))
-        assert client.reply() == b":1\r\n"
-        stopped_at = time.monotonic()
-        client.send(pack("PING"))
-        behind.send(pack("INCR", "n"))
-        faults.stop_process(upstream.process, 2.0)
-        assert client.reply() == b"+PONG\r\n"
-        assert behind.reply() == b":2\r\n"
-        assert time.monotonic() - stopped_at >= 2.0
+def test_an_upstream_that_is_merely_slow_is_not_taken_for_a_silent_one(upstream):
+    """It answers nothing for a while, but its kernel does, also when its window is full.
 
-
-def test_an_upstream_whose_window_is_full_is_not_taken_for_a_silent_one(upstream, coalesce):
-    """TCP_USER_TIMEOUT would: behind something slow, more is sent than the upstream's kernel takes."""
+    TCP_USER_TIMEOUT would: behind something slow, more is sent than the upstream's kernel takes. And who is blocked for
+    longer than nothing is said has a connection that is idle, not dead.
+    """
     value = "v" * 4_000_000
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(coalesce.connect()) for _ in range(8)]
-        for client in clients:
-            assert client.ask("PING") == b"+PONG\r\n"
-
-        def all_send() -> None:
-            for number, client in enumerate(clients):
-                client.send(pack("SET", f"k{number}", value))
-
-        sender = threading.Thread(target=all_send)
-        sender.start()
-        faults.stop_process(upstream.process, 2.5 * SILENCE)
-        assert [client.reply() for client in clients] == [OK] * len(clients)
-        sender.join()
-
-
-def test_a_blocked_client_waits_through_silence_of_its_own_making(upstream, coalesce):
-    """BLPOP for longer than nothing is said: the connection is idle, not dead."""
-    with coalesce.connect() as blocked, coalesce.connect() as other:
+        silence = ("--upstream-silence", str(SILENCE))
+        quick, full = (stack.enter_context(running_coalesce(upstream.url, *silence)) for _ in range(2))
+        client, behind = (stack.enter_context(quick.connect()) for _ in range(2))
+        clients = [stack.enter_context(full.connect()) for _ in range(8)]
+        assert client.ask("INCR", "n") == b":1\r\n"
+        for each in clients:
+            assert each.ask("PING") == b"+PONG\r\n"
+        blocked = stack.enter_context(quick.connect())
         blocked.send(pack("BLPOP", "queue", 0))
         with upstream.connect() as control:
             eventually(lambda: b"blocked_clients:1" in control.ask("INFO", "clients"))
-        faults.last(1.0)
-        assert other.ask("RPUSH", "queue", "x") == b":1\r\n"
+
+        def all_send() -> None:
+            client.send(pack("PING"))
+            behind.send(pack("INCR", "n"))
+            for number, each in enumerate(clients):
+                each.send(pack("SET", f"k{number}", value))
+
+        sender = threading.Thread(target=all_send)
+        stopped_at = time.monotonic()
+        sender.start()
+        faults.stop_process(upstream.process, 2.5 * SILENCE)
+        assert (client.reply(), behind.reply()) == (b"+PONG\r\n", b":2\r\n")
+        assert time.monotonic() - stopped_at >= 2.5 * SILENCE
+        assert [each.reply() for each in clients] == [OK] * len(clients)
+        sender.join()
+        assert client.ask("RPUSH", "queue", "x") == b":1\r\n"
         assert blocked.reply() == b"*2\r\n" + bulk("queue") + bulk("x")
 
 
@@ -137,47 +126,63 @@ def test_a_new_connection_into_silence_ends_in_time(between, upstream):
         eventually(moves)
 
 
-def test_a_lasting_silence_is_noticed(between, coalesce):
-    """Who has a request in flight is closed, who has none stays; new requests are told that nobody is there."""
-    with coalesce.connect() as busy, coalesce.connect() as idle:
-        assert idle.ask("INCR", "n") == b":1\r\n"
-        assert busy.ask("INCR", "m") == b":1\r\n"
-        between.drop()
-        begun = time.monotonic()
-        busy.socket.settimeout(NOTICED_WITHIN + 5)
-        busy.send(pack("INCR", "m"))
-        eventually(lambda: busy.socket.recv(1) == b"", NOTICED_WITHIN + 5)
-        assert time.monotonic() - begun < NOTICED_WITHIN + 3
-        between.heal()
-        assert idle.ask("INCR", "n") == b":2\r\n"
-
-
-def test_a_lasting_silence_is_noticed_while_all_are_idle(between, coalesce):
-    """So the first one to ask finds a connection that works, or one being made."""
-    with coalesce.connect() as idle:
-        assert idle.ask("INCR", "n") == b":1\r\n"
-        between.drop()
-        eventually(lambda: "connection lost" in coalesce.stderr, NOTICED_WITHIN + 5)
-        between.heal()
-        assert idle.ask("INCR", "n") == b":2\r\n"
-
-
 # Who has a connection of his own, and how coalesce comes to notice that its other end is gone: by what the client sends
 # and nobody acknowledges, or, while nothing is said, by the kernel's asking.
 OWN = {"pinned": ("MONITOR",), "subscriber": ("SUBSCRIBE", "news"), "blocked": ("BLPOP", "queue", 0)}
 
 
-@pytest.mark.parametrize("says", [False, True], ids=["idle", "speaking"])
-@pytest.mark.parametrize("request_", OWN.values(), ids=OWN)
-def test_a_lasting_silence_is_noticed_for_a_connection_of_ones_own(between, upstream, coalesce, request_, says):
-    with coalesce.connect() as client, upstream.connect() as control:
-        client.send(pack(*request_))
-        command = f" cmd={request_[0].lower()}".encode()
-        eventually(lambda: command in control.ask("CLIENT", "LIST"))
-        if request_[0] != "BLPOP":
+def have_own(coalesce: Coalesce, stack: contextlib.ExitStack) -> dict[str, Wire]:
+    """A client of each kind, which has been told what there is to be told."""
+    clients = {kind: stack.enter_context(coalesce.connect()) for kind in OWN}
+    for kind, client in clients.items():
+        client.send(pack(*OWN[kind]))
+        if kind != "blocked":
             assert client.reply()
+    return clients
+
+
+def closed_by(client: Wire, until: float) -> bytes:
+    """What it is told until it is closed. Raises TimeoutError when it isn't by then."""
+    told = b""
+    while True:
+        client.socket.settimeout(max(0.001, until - time.monotonic()))
+        if not (data := client.socket.recv(1000)):
+            return told
+        told += data
+
+
+def test_a_lasting_silence_is_noticed(between, upstream):
+    """By each kind of connection on its own, all at the same time: every coalesce has other ones.
+
+    Who has a request in flight on a lane is closed, and who has none stays: so the first one to ask finds a connection
+    that works, or one being made, also when the lane was idle. Who has a connection of his own is closed with it.
+    """
+    with contextlib.ExitStack() as stack:
+        silence = ("--upstream-silence", str(SILENCE))
+        lane, idle_lane, speaking, silent = (
+            stack.enter_context(running_coalesce(upstream.url, *silence)) for _ in range(4)
+        )
+        busy, idle, sleeper = (stack.enter_context(each.connect()) for each in (lane, lane, idle_lane))
+        for number, client in enumerate((busy, idle, sleeper), 1):
+            assert client.ask("INCR", "n") == b":%d\r\n" % number
+        speakers, idlers = have_own(speaking, stack), have_own(silent, stack)
+        with upstream.connect() as control:
+            eventually(lambda: control.ask("CLIENT", "LIST").count(b" cmd=blpop ") == 2)
         between.drop()
-        if says:
+        begun = time.monotonic()
+        busy.send(pack("INCR", "m"))
+        for client in speakers.values():
             client.send(pack("PING"))
-        client.socket.settimeout(NOTICED_WITHIN)
-        assert client.socket.recv(1000) == b""
+        closed = [("busy", busy, NOTICED_WITHIN + 3)]
+        closed += [(f"{kind}, speaking", client, NOTICED_WITHIN) for kind, client in speakers.items()]
+        closed += [(f"{kind}, idle", client, NOTICED_WITHIN) for kind, client in idlers.items()]
+        for kind, client, within in sorted(closed, key=lambda each: each[2]):
+            try:
+                told = closed_by(client, begun + within)
+            except TimeoutError:
+                pytest.fail(f"{kind}: not closed in {within} s")
+            assert not told or kind.startswith("pinned"), kind  # (MONITOR tells what all others do before)
+        eventually(lambda: "connection lost" in idle_lane.stderr, NOTICED_WITHIN + 5)
+        between.heal()
+        assert idle.ask("INCR", "n") == b":4\r\n"
+        assert sleeper.ask("INCR", "n") == b":5\r\n"
