@@ -5,13 +5,15 @@ And who is merely slow stays, however long nothing of his own gets through.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.system.processes import eventually, running_server
-from tests.system.wire import bulk, pack
+from tests.system.wire import Wire, bulk, pack
 
 from . import faults
 from .namespaces import Network, coalesce_at, impossible, network
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.system.processes import Coalesce, RedisServer
-    from tests.system.wire import Wire
 
 pytestmark = pytest.mark.skipif(bool(impossible()), reason=f"no namespaces here: {impossible()}")
 
@@ -43,61 +44,28 @@ def upstream(executable) -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture
-def coalesce(between, upstream) -> Iterator[Coalesce]:
-    with coalesce_at(between.here, upstream.url, "--client-silence", str(SILENCE)) as coalesce:
-        yield coalesce
-
-
-def connections(upstream: RedisServer, pattern: str) -> int:
-    """How many lines of CLIENT LIST have it in them."""
-    with upstream.connect() as control:
-        return len(re.findall(pattern, control.ask("CLIENT", "LIST").decode()))
-
-
 # What is idle at the end, on a connection of its own, and how that is to be found in CLIENT LIST.
 IDLE = {
-    "blocked": ([("BLPOP", "queue", 0)], " cmd=blpop"),
-    "transaction": ([("MULTI",)], " multi=0"),
-    "subscriber": ([("SUBSCRIBE", "news")], " sub=1"),
-    "pinned": ([("MONITOR",)], " cmd=monitor"),
+    "blocked": (("BLPOP", "queue", 0), " cmd=blpop"),
+    "transaction": (("MULTI",), " multi=0"),
+    "subscriber": (("SUBSCRIBE", "news"), " sub=1"),
+    "pinned": (("CLIENT", "ID"), " cmd=client|id"),  # (and nothing that the others do is told to it)
 }
-
-
-@pytest.mark.parametrize(("requests", "trace"), IDLE.values(), ids=IDLE)
-def test_an_idle_client_that_vanishes_gives_back_what_it_has(between, upstream, coalesce, requests, trace):
-    """Nothing is sent to it: its kernel is asked whether it is there."""
-    with between.connect(coalesce.address) as client:
-        for request in requests:
-            client.send(pack(*request))
-        eventually(lambda: connections(upstream, trace) == 1)
-        between.drop()
-        eventually(lambda: connections(upstream, trace) == 0, NOTICED_WITHIN)
-        with upstream.connect() as producer:
-            assert producer.ask("RPUSH", "queue", "x") == b":1\r\n"
-            assert producer.ask("LRANGE", "queue", 0, -1) == b"*1\r\n" + bulk("x")
-
-
-def has_left(coalesce: Coalesce) -> bool:
-    return bool(re.search(r"clients closed, as nothing was heard from their hosts for 0.8 s: 1\n", coalesce.stderr))
-
-
 # Whoever is sent something without asking: on a lease, on a pin.
-TOLD = {"subscriber": (("SUBSCRIBE", "news"), " sub=1"), "pinned": (("MONITOR",), " cmd=monitor")}
+TOLD = {"subscriber": IDLE["subscriber"], "pinned": (("MONITOR",), " cmd=monitor")}
 
 
-@pytest.mark.parametrize(("request_", "trace"), TOLD.values(), ids=TOLD)
-def test_a_client_that_vanishes_is_noticed_by_what_it_does_not_acknowledge(
-    between, upstream, coalesce, request_, trace
-):
-    """The kernel would repeat it for a quarter of an hour, and asks nothing meanwhile."""
-    with between.connect(coalesce.address) as client, upstream.connect() as control:
-        client.send(pack(*request_))
-        eventually(lambda: connections(upstream, trace) == 1)
-        between.drop()
-        assert control.ask("PUBLISH", "news", "x").startswith(b":")
-        eventually(lambda: has_left(coalesce), NOTICED_WITHIN)
-        eventually(lambda: connections(upstream, trace) == 0)
+def present(upstream: RedisServer, kinds: dict[str, tuple[tuple, str]]) -> list[str]:
+    """Which of them have a connection there."""
+    with upstream.connect() as control:
+        listed = control.ask("CLIENT", "LIST").decode()
+    return [kind for kind, (_, trace) in kinds.items() if trace in listed]
+
+
+def closed(coalesce: Coalesce) -> int:
+    """How many clients it says that it has closed for their silence: not those that their kernel was asked about."""
+    said = re.findall(r"clients closed, as nothing was heard from their hosts for 0.8 s: (\d+)\n", coalesce.stderr)
+    return sum(map(int, said))
 
 
 def ask_for_much(client: Wire) -> None:
@@ -106,21 +74,49 @@ def ask_for_much(client: Wire) -> None:
     client.send(pack("GET", "large") * 8)
 
 
-def test_a_client_that_vanishes_with_replies_unread_is_closed(between, coalesce):
-    with between.connect(coalesce.address, receive_buffer=4096) as client:
-        ask_for_much(client)
-        faults.last(SILENCE / 2)  # its window is full
+def test_clients_that_vanish_give_back_what_they_have(executable, between, upstream):
+    """All kinds at once. Some are idle on a connection of their own: their kernel is asked whether it is there.
+
+    Others are noticed by what they do not acknowledge: the kernel would repeat it for a quarter of an hour, and asks
+    nothing meanwhile. They have an upstream and a coalesce to themselves, and who has replies unread has another one.
+    And whoever is there and merely does not read is left alone, though his window is full for longer than a silence may
+    last: his kernel says so whenever it is asked.
+    """
+    with contextlib.ExitStack() as stack:
+        talkative = stack.enter_context(running_server(executable))
+        silence = ("--client-silence", str(SILENCE))
+        where = {"idle": upstream.url, "told": talkative.url, "unread": upstream.url}
+        at = {kind: stack.enter_context(coalesce_at(between.here, url, *silence)) for kind, url in where.items()}
+        present_one = stack.enter_context(Wire(at["idle"].address, receive_buffer=4096))
+        absent_one = stack.enter_context(between.connect(at["unread"].address, receive_buffer=4096))
+        for client in (present_one, absent_one):
+            ask_for_much(client)
+        begun = time.monotonic()
+        for kinds, coalesce, server in ((IDLE, at["idle"], upstream), (TOLD, at["told"], talkative)):
+            for request, _ in kinds.values():
+                stack.enter_context(between.connect(coalesce.address)).send(pack(*request))
+            eventually(lambda kinds=kinds, server=server: present(server, kinds) == [*kinds])
+        faults.last(SILENCE / 2)  # the window of who has not read is full
         between.drop()
-        eventually(lambda: has_left(coalesce), NOTICED_WITHIN)
+        noticed_by = time.monotonic() + NOTICED_WITHIN
+        with talkative.connect() as control:
+            assert control.ask("PUBLISH", "news", "x").startswith(b":")
 
+        def outcome() -> dict[str, object]:
+            """What is left of whom, and how many each coalesce has closed for their silence."""
+            left = {"idle": present(upstream, IDLE), "told": present(talkative, TOLD)}
+            return {"left": left, "closed": {kind: closed(coalesce) for kind, coalesce in at.items()}}
 
-def test_a_client_that_does_not_read_for_long_is_left_alone(between, coalesce):
-    """Its window is full for longer than a silence may last, and its kernel says so whenever it is asked."""
-    with between.connect(coalesce.address, receive_buffer=4096) as client:
-        ask_for_much(client)
-        faults.last(2.5 * SILENCE)
-        assert client.replies(8) == [bulk(LARGE)] * 8
-        assert not has_left(coalesce)
+        all_gone = {"left": {"idle": [], "told": []}, "closed": {"idle": 0, "told": len(TOLD), "unread": 1}}
+        with contextlib.suppress(TimeoutError):
+            eventually(lambda: outcome() == all_gone, noticed_by - time.monotonic())
+        assert outcome() == all_gone
+        with upstream.connect() as producer:
+            assert producer.ask("RPUSH", "queue", "x") == b":1\r\n"
+            assert producer.ask("LRANGE", "queue", 0, -1) == b"*1\r\n" + bulk("x")
+        faults.last(max(0.0, begun + 2.5 * SILENCE - time.monotonic()))
+        assert present_one.replies(8) == [bulk(LARGE)] * 8
+        assert closed(at["idle"]) == 0
 
 
 def test_a_silence_that_ends_in_time_closes_no_client(between, upstream):
