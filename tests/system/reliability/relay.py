@@ -177,9 +177,13 @@ class Relay:
         link.scope.cancel()
 
     async def _put(self, data: bytes | bytearray, sink: trio.SocketStream, way: Way) -> bool:
-        """Passes as many bytes as may pass; whether there may be more."""
+        """Passes as many bytes as may pass; whether there may be more.
+
+        That is so by what was allowed before: whoever has received these may change it at once, for those to come.
+        """
         piece = data if way.left >= len(data) else data[: int(way.left)]
         way.left -= len(piece)
         way.passed += len(piece)
+        there_may_be_more = len(piece) == len(data) and way.left > 0
         await sink.send_all(piece)
-        return len(piece) == len(data) and way.left > 0
+        return there_may_be_more
