@@ -24,6 +24,7 @@ from .processes import (
     DEADLINE,
     Coalesce,
     RedisServer,
+    closing_line,
     eventually,
     executables,
     free_port,
@@ -171,14 +172,34 @@ def way(module_way: Way) -> Way:
 # What travels through it
 
 
-def test_commands(way):
+def echo_by_many(connect: Callable[[], Wire]) -> int:
+    """Fifty clients, all of whom have something in flight at a time. How many requests it was."""
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(way.connect()) for _ in range(50)]
+        clients = [stack.enter_context(connect()) for _ in range(50)]
         for turn in range(20):
             for number, client in enumerate(clients):
                 client.send(pack("ECHO", f"{number}-{turn}"))
             for number, client in enumerate(clients):
                 assert client.reply() == bulk(f"{number}-{turn}")
+    return 50 * 20
+
+
+def test_commands(way):
+    echo_by_many(way.connect)
+
+
+def test_clients_with_tls_share_a_lane(upstream, authority):
+    """As those without: what they have in flight at a time travels in batches, on one connection."""
+    flags = to_upstream(authority) + of_listeners(authority.issue())
+    context = authority.trusting()
+    with running_coalesce(upstream.url, *flags) as coalesce:
+        requests = echo_by_many(lambda: TlsWire(coalesce.address, context))
+        code, stderr = coalesce.stop()
+    line = closing_line(stderr)
+    assert (code, line.commands, line.connections) == (0, requests, 50)
+    assert (line.lanes, line.leases, line.leased_commands) == (1, 0, 0)
+    assert line.batches < line.commands
+    assert line.mean > 1
 
 
 def test_large_values(way):
