@@ -469,7 +469,13 @@ def test_descriptors_run_out(server):
 def tried_in_vain(coalesce: Coalesce, outages: int) -> list[int]:
     """How often, in each of so many outages. One line is said when it begins, and one when it is over."""
     over = r"listener \S+: accepting clients again, after [\d.]+ s \(attempts: (\d+)\)"
-    eventually(lambda: len(re.findall(over, coalesce.stderr)) >= outages)
+
+    def is_over() -> bool:
+        """Somebody has to come for it to show: behind the last one that was accepted there may have been no room."""
+        socket.create_connection(coalesce.address, 10).close()
+        return len(re.findall(over, coalesce.stderr)) >= outages
+
+    eventually(is_over)
     attempts = [int(found) for found in re.findall(over, coalesce.stderr)]
     assert coalesce.stderr.count("can't accept clients") == len(attempts) == outages
     return attempts
