@@ -28,7 +28,7 @@ from coalesce.core.commands import (
 from coalesce.core.containment import contained
 from coalesce.core.door import answer_locked, knock
 from coalesce.core.errors import ClientError, unavailable
-from coalesce.core.fence import Fence
+from coalesce.core.fence import Fence, hello, ping
 from coalesce.core.identity import Move, move_of
 from coalesce.core.lane import LARGE, UNSENT_LIMIT, Lane, LaneState, Limits
 from coalesce.core.lease import Lease, Leases, Witness
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 _MULTI = frozenset((b"MULTI", b"multi"))
 _EXEC = frozenset((b"EXEC", b"exec"))
+_EXEC_REQUESTS = frozenset(pack([name]) for name in _EXEC)
 # What a session needs a connection of its own for, where it has none.
 _BORROWING = frozenset((Need.BORROW, Need.TRANSACTION, Need.ASKING, Need.SUBSCRIBE, Need.WAIT, Need.PIN))
 
@@ -113,6 +114,7 @@ class Exchange:
         self._say_fault = say_fault
         self._retired = {False: Totals(), True: Totals()}  # of lanes that are no more: shared ones, leases
         self._numbers = 0
+        self._handing_out: Lane | None = None  # whose replies are being handed out: not to be pinned before all are
         self.lane(base)
 
     def lane(self, identity: Identity) -> Lane:
@@ -203,7 +205,8 @@ class Exchange:
         """
         packed: list[bytes] = []
         fences: list[int] = []  # how many requests are before each
-        block = -1  # where a transaction begins whose end has not been seen
+        block = -1  # where a transaction begins whose end has not been seen,
+        fenced = False  # ... and whether a fence has to go behind it
         at = 0
         last = len(parts) - 1
         while at < last:
@@ -216,12 +219,16 @@ class Exchange:
             arguments = parts[at + 2 : end : 2]
             name = arguments[0]
             if name not in RIDES:
+                if session.lane.identity in self.apart:
+                    break
                 if name in _MULTI and count == 1 and block < 0:
-                    block = len(packed)
+                    block, fenced = len(packed), not session.lane.ends_transactions
                 elif name in _EXEC and count == 1 and block >= 0:
                     block = -1
-                    fences.append(len(packed) + 1)
-                elif name in RIDES_FENCED and session.lane.identity not in self.apart:
+                    if fenced:
+                        fences.append(len(packed) + 1)
+                elif name in RIDES_FENCED:
+                    fenced = True
                     if block < 0:
                         fences.append(len(packed) + 1)
                 else:
@@ -236,19 +243,28 @@ class Exchange:
         lane = session.lane
         if not lane.unsent:
             self.dirty.append(lane)
-        fenced = 0
-        for fence in fences:
-            lane.unsent.append(b"".join(packed[fenced:fence]))
-            lane.callers.extend([session] * (fence - fenced))
-            self.fence(lane)
-            fenced = fence
-        if fenced < len(packed):
-            lane.unsent.append(b"".join(packed[fenced:]) if fenced else requests)
-            lane.callers.extend([session] * (len(packed) - fenced))
+        if fences:
+            self._fence_off(session, packed, fences)
+        else:
+            lane.unsent.append(requests)
+            lane.callers.extend([session] * len(packed))
         session.owed += len(packed)
         if lane.full or session.owed >= self.limits.client:
             self._throttle(session)
         return len(requests)
+
+    def _fence_off(self, session: Session, packed: list[bytes], fences: list[int]) -> None:
+        lane = session.lane
+        start = 0
+        for end in fences:
+            lane.unsent.append(b"".join(packed[start:end]))
+            lane.callers.extend([session] * (end - start))
+            self.fence(lane)
+            lane.ends_transactions |= packed[end - 1] in _EXEC_REQUESTS
+            start = end
+        if start < len(packed):
+            lane.unsent.append(b"".join(packed[start:]))
+            lane.callers.extend([session] * (len(packed) - start))
 
     def _receive_slowly(self, session: Session, data: bytes) -> None:
         reader = session.reader
@@ -285,7 +301,7 @@ class Exchange:
                 self.depart(session)
             elif not _has_more(session):
                 self._end(session, b"")
-        if session.ended:
+        if session.ended and (session.lease is None or session.lease.lane is not self._handing_out):
             self._look_at_end(session)
 
     def _take_requests(self, session: Session, reader: RequestReader, most: int | None) -> None:
@@ -410,9 +426,10 @@ class Exchange:
 
     def fence(self, lane: Lane, passed: Callable[[], None] | None = None) -> None:
         """Asks for proof that what is before has one reply each: see fence.py."""
-        fence = Fence(self._secret(), lambda: self.apart.add(lane.identity), passed)
+        secret = self._secret()
+        request, answer = hello(secret, lane.identity.protocol) if lane.exclusive else ping(secret)
         lane.own += 1
-        self.enqueue(lane, fence.request, fence)
+        self.enqueue(lane, request, Fence(answer, lambda: self.apart.add(lane.identity), passed))
 
     def send(self, lane: Lane, request: bytes) -> None:
         """The same on a lane that has a stream in place of its FIFO."""
@@ -814,11 +831,17 @@ class Exchange:
             lane.outdated |= self.lane(lane.identity).state is not LaneState.READY
         elif lane.connections > 1:
             self._outdate(lane.identity)
-        elif self._judge and lane.identity.password is not None and self._lanes_that_count > self.limits.lanes:
-            self._refuse(lane, replies.no_lane(self.limits.lanes))
+        else:
+            self._first_connected(lane)
         for session in list(lane.sessions):
             with contained(session):
                 session.rewire()
+
+    def _first_connected(self, lane: Lane) -> None:
+        if self._judge and lane.identity.password is not None and self._lanes_that_count > self.limits.lanes:
+            self._refuse(lane, replies.no_lane(self.limits.lanes))
+        else:
+            self.leases.renew(lane.identity, dialled=False)  # an older connection may lead elsewhere
 
     def keep_alive(self, now: float, idle: float) -> None:
         """Has every lane say something that has not for `idle` seconds: or it is closed (`timeout`), or dead unseen."""
@@ -892,7 +915,11 @@ class Exchange:
         if lease is not None and lease.stream is not None:
             lease.stream.receive(data)
         else:
-            lane.receive(data, now)
+            self._handing_out = lane
+            try:
+                lane.receive(data, now)
+            finally:
+                self._handing_out = None
             if lane.had_large:
                 callers, lane.had_large = lane.had_large, []
                 for caller in callers:
@@ -932,6 +959,7 @@ class Exchange:
         large.drop_unsent()
         large.full = False
         home.waiting |= large.waiting
+        resumed: list[Session] = []
         for session in list(large.sessions):
             if session.lane is large:
                 session.lane = home
@@ -940,8 +968,12 @@ class Exchange:
             with contained(session):
                 if session.throttled and session.owed <= self.limits.client // 2:
                     self.resume(session)
+                    resumed.append(session)
                 session.rewire()
         large.waiting.clear()
+        for session in resumed:
+            with contained(session):
+                self.advance(session)
 
     def refuse(self, lane: Lane, reply: bytes) -> None:
         """The upstream refused a lane's identity, with this reply: it goes to whoever asked to move there.
@@ -978,6 +1010,7 @@ class Exchange:
         del (self.large_lanes if lane.large else self.lanes)[lane.identity]
         self._count_out(lane)
         if not lane.large:
+            self.apart.discard(lane.identity)  # nobody has it any more
             self.leases.renew(lane.identity)  # the next lane may lead elsewhere
 
     def _count_out(self, lane: Lane) -> None:

@@ -147,6 +147,7 @@ class Lane:
         self.link: Link | None = None  # None: not connected
         self.send: Callable[[bytes], None] | None = None  # None: not connected, or still busy with the last batch
         self.why_failing = "not connected yet"
+        self.ends_transactions = False  # it has been asked to prove that EXEC is known there: see fence.py
         self.turned_away = False  # the upstream said that it is the wrong one, or not ready
         self.outdated = False  # its identity has a newer connection, perhaps to another upstream
         self.connections = 0  # so far
@@ -219,6 +220,7 @@ class Lane:
         self.become(LaneState.DIALLING)
         self.link = None
         self.send = None
+        self.ends_transactions = False
         self._tail = b""
         self._passage = None
         self._passed = 0

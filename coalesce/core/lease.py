@@ -277,10 +277,10 @@ class Leases:
             self._idle.setdefault(lease.lane.identity, []).append(lease)
         self.serve()
 
-    def renew(self, identity: Identity | None = None) -> None:
-        """Nobody is lent what is connected now, or is being dialled; those who have a lease keep it."""
+    def renew(self, identity: Identity | None = None, *, dialled: bool = True) -> None:
+        """Nobody is lent what is connected now, nor what is being `dialled`; those who have a lease keep it."""
         for lease in list(self.of.values()):
-            if identity in {None, lease.lane.identity}:
+            if identity in {None, lease.lane.identity} and (dialled or lease.lane.link is not None):
                 lease.lane.outdated = True
         for lease in [lease for leases in self._idle.values() for lease in leases if lease.lane.outdated]:
             self._hang_up(lease)

@@ -16,6 +16,7 @@ BASE = Identity(None, None, 0, 2)
 WRONG_PASSWORD = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
 NO_SUCH_DATABASE = b"-ERR DB index is out of range\r\n"
 NO_NAME = b"-ERR Client names cannot contain spaces, newlines or special characters.\r\n"
+HELLO_SYNTAX = b"-ERR Syntax error in HELLO option '%b'\r\n"
 EXEC_ABORT = b"-EXECABORT Transaction discarded because of "
 SUBSCRIBING = {b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE", b"UNSUBSCRIBE", b"PUNSUBSCRIBE", b"SUNSUBSCRIBE"}
 # What a subscriber may say in RESP2.
@@ -266,6 +267,8 @@ def _answer_hello(state: State, protocol: int, options: list[bytes], rules: Rule
             if password not in rules.passwords:
                 return WRONG_PASSWORD, state
             identity = identity._replace(username=username, password=password)
+        elif options[0].upper() != b"SETNAME" or len(options) < 2:
+            return HELLO_SYNTAX % options[0], state
         else:
             _, name, *options = options
             if b" " in name:

@@ -14,7 +14,7 @@ from coalesce.core.resp import unpack
 from coalesce.core.session import Session, SessionState
 
 from .fakes import RecordingLink, RecordingPeer
-from .twins import canonical
+from .twins import canonical, read_requests
 
 BASE = Identity(None, None, 0, 2)
 SUBSCRIBED = b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n"
@@ -340,6 +340,29 @@ def test_requests_of_before_a_loss_on_a_connection_that_wants_a_password() -> No
         assert peer.written == b"".join(bulk(b"%d-%d" % (number, key)) for key in range(6))
 
 
+def test_a_half_closed_client_keeps_the_core_until_its_replies_have_been_handed_out() -> None:
+    """What blocks is dispatched when one of them makes room: pinned at that moment, the rest would be lost."""
+    opened: list[Lane] = []
+    exchange = Exchange(BASE, opened.append, Limits(client=4, hold_below=0))
+    peer = RecordingPeer()
+    session = exchange.connect(peer)
+    asked = [request for turn in range(6) for request in ([b"WATCH", b"k"], [b"ECHO", b"%d" % turn])]
+    exchange.receive(session, b"".join(map(canonical, [*asked, [b"BLPOP", b"k", b"0"], [b"ECHO", b"end"]])))
+    exchange.end_of_input(session)
+    lane = opened[-1]
+    link = RecordingLink(exchange, lane)
+    exchange.connected(lane, link, 0.0)
+    answered = 0
+    while peer.pinned is None:
+        exchange.flush(0.0)
+        sent = read_requests(b"".join(link.batches)).requests[answered:]
+        replies = [b"+OK\r\n" if name == b"WATCH" else bulk(word) for name, word, *_ in sent if name != b"BLPOP"]
+        assert replies
+        answered += len(replies)
+        exchange.replies(lane, b"".join(replies), 0.0)
+    assert peer.written == b"".join(b"+OK\r\n" + bulk(b"%d" % turn) for turn in range(6))
+
+
 # --- what is large has a lane of its own ---
 
 VALUE = b"x" * LARGE
@@ -486,6 +509,24 @@ def test_what_had_not_left_when_a_batch_was_a_fault_leaves_by_the_next_connectio
     pair.exchange.connected(lane, link, 0.0)
     pair.exchange.flush(0.0)
     assert link.batches == [SET]
+
+
+def test_who_was_stopped_on_the_lane_for_what_is_large_goes_on_without_it() -> None:
+    """With what it had sent already, which nobody would look at again."""
+    pair = Pair()
+    lane = pair.lanes[True]
+    pair.exchange.lose(lane)
+    peer = RecordingPeer()
+    session = pair.exchange.connect(peer)
+    many = canonical([b"SET", b"large", b"x" * (UNSENT_LIMIT // 2)])
+    pair.says(session, many)
+    pair.says(session, many)
+    pair.says(session, many + PING)
+    assert session.throttled
+    pair.exchange.fail(lane, "refused")
+    pair.exchange.flush(0.0)
+    sent = b"".join(pair.links[False].batches)
+    assert sent == many * 3 + PING
 
 
 def test_one_large_request_is_in_flight_at_a_time() -> None:

@@ -36,6 +36,15 @@ def proof(number: int) -> bytes:
     return bulk(b"secret %d" % number)
 
 
+def lent_fence(number: int) -> bytes:
+    """On a connection that is lent."""
+    return canonical([b"HELLO", b"2", b"secret %d" % number])
+
+
+def lent_proof(number: int) -> bytes:
+    return b"-ERR Syntax error in HELLO option 'secret %d'\r\n" % number
+
+
 class House:
     """An exchange and its connections, which stand as soon as they are wanted."""
 
@@ -166,6 +175,31 @@ def test_then_scripts_take_connections_of_their_own(said):
     assert not peer.closed
 
 
+def test_then_transactions_without_scripts_do_so_too():
+    """A user who may not PING would break a fence with each."""
+    house = broken()
+    session, _ = house.client()
+    house.says(session, b"".join([BLOCK[0], GET, BLOCK[2]]))
+    assert not house.sent()
+    assert house.sent(1) == b"".join([BLOCK[0], GET, BLOCK[2]])
+
+
+def test_of_transactions_without_scripts_the_first_on_a_connection_is_fenced():
+    house = House()
+    session, peer = house.client()
+    block = b"".join([BLOCK[0], GET, BLOCK[2]])
+    answer = OK + b"+QUEUED\r\n*1\r\n$-1\r\n"
+    house.says(session, block)
+    house.replies(answer + proof(1))
+    house.says(session, block)
+    house.replies(answer)
+    assert house.sent() == block + fence(1) + block
+    house.exchange.lose(house.lanes[0])
+    house.says(session, block)
+    assert house.sent() == block + fence(2)
+    assert peer.written == answer * 2
+
+
 def test_then_other_identities_go_on_as_before():
     house = broken()
     session, _ = house.client()
@@ -188,8 +222,8 @@ def test_a_lease_on_which_there_were_more_replies_is_lent_to_nobody(late):
     victim, peer = house.client()
     house.says(victim, WATCH)
     if late:
-        assert house.sent(1) == EVAL + fence(2)
-        house.replies(second + proof(2), 1)
+        assert house.sent(1) == EVAL + lent_fence(2)
+        house.replies(second + lent_proof(2), 1)
     assert len(house.lanes) == 3
     assert house.sent(2) == WATCH
     house.replies(OK, 2)
@@ -202,10 +236,10 @@ def test_a_lease_on_which_there_were_not_is_lent_on():
         session, peer = house.client()
         house.says(session, EVAL)
         if turn > 2:
-            house.replies(proof(turn - 1), 1)
+            house.replies(lent_proof(turn - 1), 1)
         house.replies(b":1\r\n", 1)
         assert (peer.written, peer.closed) == (b":1\r\n", False)
-    assert house.sent(1) == EVAL + fence(2) + EVAL + fence(3) + EVAL
+    assert house.sent(1) == EVAL + lent_fence(2) + EVAL + lent_fence(3) + EVAL
     assert len(house.lanes) == 2
 
 
@@ -216,9 +250,9 @@ def test_what_would_pin_and_is_refused_leaves_a_lease_in_doubt():
     house.says(session, canonical([b"UNHEARD-OF"]))
     house.replies(b"-ERR unknown command\r\n", 1)
     house.says(session, WATCH)
-    assert house.sent(1) == canonical([b"UNHEARD-OF"]) + fence(1)
-    house.replies(proof(1), 1)
-    assert house.sent(1) == canonical([b"UNHEARD-OF"]) + fence(1) + WATCH
+    assert house.sent(1) == canonical([b"UNHEARD-OF"]) + lent_fence(1)
+    house.replies(lent_proof(1), 1)
+    assert house.sent(1) == canonical([b"UNHEARD-OF"]) + lent_fence(1) + WATCH
 
 
 def test_a_transaction_without_an_end_is_nobody_elses():

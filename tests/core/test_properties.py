@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 LIMITS = Limits(lane=6, client=3, lanes=5, leases=2)
 SECRET = b"nobody knows"
 OUR_PING = [b"PING", SECRET]
+OUR_HELLOS = [[b"HELLO", protocol, SECRET] for protocol in (b"2", b"3")]
 PATIENCE = 1.5  # seconds that a session waits for a lease
 BLOCKING = {b"BLPOP", b"WAIT"}
 HELD_LIMIT = 200  # bytes
@@ -233,7 +234,7 @@ class Upstream:
         elif session is None:
             assert self.user is not None
             named = [b"HELLO", b"%d" % self.lane.identity.protocol, b"SETNAME", self.user.name]
-            ours = [named, OUR_PING, [b"SWAPDB", b"0", b"0"], [b"PING"]]
+            ours = [named, OUR_PING, *OUR_HELLOS, [b"SWAPDB", b"0", b"0"], [b"PING"]]
             assert self.lane.exclusive
             assert request in ours
         else:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from coalesce.core.errors import UpstreamError
+from coalesce.core.errors import UpstreamError, hello_option
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.core.lane import Lane, Limits
@@ -58,6 +58,7 @@ def chunked(draw: st.DrawFn, frames: st.SearchStrategy[list[bytes]]) -> tuple[li
 STATELESS = {b"GET", b"SET", b"ECHO", b"PING", b"MGET", b"DEL", b"UNWATCH"}
 BORROWING = {b"MULTI", b"EXEC", b"DISCARD", b"WATCH", b"BLPOP", b"XREAD"}
 OUR_PING = [b"PING", b"nobody knows"]
+OUR_HELLO = [b"HELLO", b"2", b"nobody knows"]
 SUBSCRIBING = {b"SUBSCRIBE", b"UNSUBSCRIBE"}
 UNKNOWN = {b"FROBNICATE"}  # to the upstream, too
 
@@ -148,6 +149,8 @@ class Redis:
             return b"-ERR unknown command\r\n"
         if request == OUR_PING:
             return (b"*2\r\n$4\r\npong\r\n" if self.subscribed else b"") + _bulk(b"$", request[1])
+        if request == OUR_HELLO:
+            return hello_option(request[2])
         if self.subscribed:
             return b"-ERR only (P|S)SUBSCRIBE and the like are allowed\r\n"
         return self._reply_to_data(name, request)
@@ -206,7 +209,7 @@ class Upstream:
         self._playing.batches += 1
         for request in reading.requests:
             self.replies += self.redis.reply(request)
-            if request == OUR_PING:  # no stream in here has one
+            if request in (OUR_PING, OUR_HELLO):  # no stream in here has one
                 continue
             if request[:2] == [b"CLIENT", b"SETNAME"]:
                 assert self.lane.exclusive
