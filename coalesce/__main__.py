@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("coalesce")
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
-_FILE = click.Path(dir_okay=False)  # whether it can be used is seen when it is
 
 
 class _Parsed(click.ParamType[object]):
@@ -53,6 +52,18 @@ class _Parsed(click.ParamType[object]):
             return self._parse(value)
         except ValueError as problem:
             self.fail(str(problem), param, ctx)
+
+
+class _File(click.Path):
+    """Whether it can be used is seen when it is. But a variable that was not set is no file, and guards nothing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_FILE = _File(dir_okay=False)
 
 
 class _Number(click.FloatRange):
@@ -115,8 +126,10 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
     _Number(min=0, min_open=True),
     "Seconds for an attempt to connect, and for a TLS handshake.",
 )
-@_option("--upstream-silence", _Number(min=0.1), "Seconds until an upstream whose host is silent is given up.")
-@_option("--client-silence", _Number(min=0.1), "Seconds until a client whose host is silent is given up.")
+@_option(
+    "--upstream-silence", _Number(min=0.1, max=3600), "Seconds until an upstream whose host is silent is given up."
+)
+@_option("--client-silence", _Number(min=0.1, max=3600), "Seconds until a client whose host is silent is given up.")
 @_option("--max-dials", _Number(min=0, min_open=True), "Attempts to connect in a second.")
 @_option("--drain-timeout", _Number(min=0), "Seconds to finish what is owed after SIGTERM or SIGINT.")
 @_option("--upstream-ca", _FILE, "Authorities that the upstream's certificate is verified by.  [default: the system's]")
@@ -127,7 +140,7 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
 @_option("--tls-cert", _FILE, "Certificate of the TCP listeners, which then speak TLS; unix sockets stay plain.")
 @_option("--tls-key", _FILE, "Its key.")
 @_option("--tls-client-ca", _FILE, "Authorities of clients' certificates, which then are required.")
-@click.version_option(version("coalesce"), prog_name="coalesce")
+@click.version_option(version("coalesce"), prog_name="coalesce", allow_from_autoenv=False)
 def command(upstream: Upstream | str, listen: tuple[Address, ...], **more: object) -> None:
     """A transparent pipelining proxy for Redis and Valkey.
 

@@ -384,6 +384,8 @@ def test_a_wrong_password_in_the_url_is_one_line_and_exit_code_1(upstream, run_t
         ["--upstream", "127.0.0.1:1", "--lane-limit", "0"],
         ["--upstream", "127.0.0.1:1", "--drain-timeout", "-1"],
         ["--upstream", "127.0.0.1:1", "--drain-timeout", "nan"],
+        ["--upstream", "127.0.0.1:1", "--upstream-silence", "86400"],
+        ["--upstream", "127.0.0.1:1", "--listen", "0.0.0.0:0", "--tls-client-ca", ""],
         ["--upstream", "127.0.0.1:1", "--listen", "nowhere"],
         ["--upstream", "127.0.0.1:1", "--listen", "127.0.0.1:99999"],
         ["--upstream", "127.0.0.1:port"],
