@@ -40,9 +40,11 @@ _GATHER = 200e-6
 _TURN = 1e-3
 _LONG_TURN = 10e-3
 # Seconds that a poll lingers for what comes next, when little goes on. Going back to trio and coming again takes 16 us,
-# half of what a lone command costs. Measured with one client: p50 71 us against 87 (twemproxy: 71), CPU 37 us against
-# 54. Under load it would make batches shorter, hence "little": events in a millisecond, 2 for a lone command.
-_LINGER = 1e-3
+# half of what a lone command costs. Longer than the kernel's tick (1 to 10 ms), before which a timer has to be set in
+# the hardware, for each poll, and taken out again: with 1 ms a lone command took 66 us of CPU, with 10 ms 43 (p50 119
+# and 87 us, twemproxy 75 to 79). Under load it would make batches shorter, hence "little": events in a millisecond, 2
+# for a lone command.
+_LINGER = 10e-3
 _LITTLE = 64
 _WINDOW = 1e-3
 
