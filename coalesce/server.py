@@ -101,8 +101,8 @@ class Server:
             judge = None if config.client_password_file is None else ClientPasswords(config.client_password_file)
         except (CertificateError, PasswordFileError) as problem:
             raise StartError(str(problem)) from None
-        self._poller = Poller()
-        self._faults = self._poller.faults
+        self.poller = Poller()  # (who shares the thread with it says so: `others_in_a_hurry`)
+        self._faults = self.poller.faults
         self._nursery: trio.Nursery | None = None
         self._new_lanes: list[Lane] = []
         self._pins: set[Pin] = set()
@@ -112,10 +112,10 @@ class Server:
         self._exchange = Exchange(base, self._open_lane, limits, secret, judge, self._say_fault)
         # (An identity has a lane, and another for what is large.)
         max_clients = allowed_clients(config.max_clients, config.max_leases + 2 * config.max_lanes + _OTHER_DESCRIPTORS)
-        self._keeper = Keeper(self._exchange, self._poller, self._dialler, config.upstream_wait)
+        self._keeper = Keeper(self._exchange, self.poller, self._dialler, config.upstream_wait)
         self._clients = Clients(
             self._exchange,
-            self._poller,
+            self.poller,
             max_clients,
             config.outbox_limit,
             self._start_pin,
@@ -135,7 +135,7 @@ class Server:
         where = ", ".join(str(address) for _, address in listeners)
         clean = False
         with (
-            closing(self._poller),
+            closing(self.poller),
             closing(self._dialler),
             trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
         ):
@@ -225,7 +225,7 @@ class Server:
             self._new_lanes.append(lane)  # the base lane, made before anything runs
         else:
             self._nursery.start_soon(self._keep, lane)
-            self._poller.end_turn()
+            self.poller.end_turn()
 
     async def _keep(self, lane: Lane) -> None:
         """Our own faults fail the lane, and nothing else."""
@@ -259,7 +259,7 @@ class Server:
             await trio.sleep(_AFTER_A_FAULT)
 
     async def _serve_sockets(self) -> None:
-        await self._poller.run(self._exchange.flush)
+        await self.poller.run(self._exchange.flush)
 
     async def _watch(self) -> None:
         await watch(self._exchange, self._connections, self._pins, self._config.upstream_silence)
@@ -271,7 +271,7 @@ class Server:
         assert self._nursery is not None
         assert isinstance(lane.link, Connection)
         self._clients.pinned += 1
-        self._poller.end_turn()
+        self.poller.end_turn()
         upstream, rest = lane.link.release()
         name = f"{client}, pinned to u{lane.number}"
         self._nursery.start_soon(self._run_pin, Pin(name, sock, unsent, upstream, rest + pending))
@@ -281,7 +281,7 @@ class Server:
         if self._draining:
             pin.drain()
         try:
-            with self._poller.others_in_a_hurry():
+            with self.poller.others_in_a_hurry():
                 await pin.run()
         except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
             self._faults.say(pin.name, fault, "the client is closed")

@@ -31,6 +31,6 @@ def test_descriptors_are_there_for_all_leases_and_lanes(
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, both: limits.append(both))
     server = Server(Config(UPSTREAM, max_clients=clients, max_leases=leases, max_lanes=lanes))
-    server._poller.close()
+    server.poller.close()
     assert limits[-1] == (needed, hard)
     assert server._clients._max_clients == allowed

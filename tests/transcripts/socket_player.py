@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import tempfile
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,10 +134,12 @@ class SocketPlayer:
             hold_below=0,  # so that the script may keep a reply back and still see the next request
             **options,  # type: ignore[arg-type]
         )
-        async with listener, trio.open_nursery() as nursery:
+        async with listener, trio.open_nursery() as nursery, AsyncExitStack() as stack:
             with trio.fail_after(_DEADLINE):
                 nursery.start_soon(self._accept_first)
-                self._address = (await nursery.start(Server(config, lambda: b"secret").serve))[0]
+                server = Server(config, lambda: b"secret")
+                stack.enter_context(server.poller.others_in_a_hurry())
+                self._address = (await nursery.start(server.serve))[0]
                 while "u0" not in self._peers:
                     await trio.lowlevel.checkpoint()
             for step in self._transcript.steps:
