@@ -303,9 +303,9 @@ class Client:
         sock, self.sock = self.sock, None
         if sock is not None:
             if self._parked:
-                self._clients.poller.close_removed(sock)
+                self._clients.poller.close_removed(sock, at_leisure=True)
             else:
-                self._clients.poller.remove_and_close(sock)
+                self._clients.poller.remove_and_close(sock, at_leisure=True)
             self._clients.forget(self)
 
 

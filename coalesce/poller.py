@@ -11,6 +11,7 @@ Linux only, and the only place that is: a kqueue would take the place of this cl
 from __future__ import annotations
 
 import select
+from collections import deque
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
@@ -47,6 +48,9 @@ _LONG_TURN = 10e-3
 _LINGER = 10e-3
 _LITTLE = 64
 _WINDOW = 1e-3
+# Clients closed in a round, and the part of those that wait for it when there are many more: 100 us each.
+_CLOSES = 2
+_CLOSES_OF_MANY = 1 / 64
 
 
 class Member(Protocol):
@@ -74,6 +78,7 @@ class Poller:
         self.rounds = 0  # until now: for members whose part in one is limited
         self._in_round = False
         self._to_close: list[socket.socket] = []
+        self._to_close_at_leisure: deque[socket.socket] = deque()
         self._events = 0  # in this window
         self._window_ends = 0.0
         self._little = True  # ... in the last one
@@ -92,26 +97,32 @@ class Poller:
         del self._members[fd]
         self._epoll.unregister(fd)
 
-    def remove_and_close(self, sock: socket.socket) -> None:
+    def remove_and_close(self, sock: socket.socket, *, at_leisure: bool = False) -> None:
         """As `remove`, and closes the socket at a safe point."""
         self.remove(sock)
-        self.close_removed(sock)
+        self.close_removed(sock, at_leisure=at_leisure)
 
-    def close_removed(self, sock: socket.socket) -> None:
+    def close_removed(self, sock: socket.socket, *, at_leisure: bool = False) -> None:
         """Closes a socket that has been removed, at a safe point.
 
         In the middle of a round that is its end: events of the round may still be waiting for this descriptor, and
-        must not meet another socket that was given the same number.
+        must not meet another socket that was given the same number. `at_leisure`: or the end of one of the next, when
+        thousands leave at once and everybody else would wait for as many closes.
         """
-        if self._in_round:
-            self._to_close.append(sock)
-        else:
+        if not self._in_round:
             sock.close()
+        elif at_leisure:
+            self._to_close_at_leisure.append(sock)
+        else:
+            self._to_close.append(sock)
 
     def _end_round(self) -> None:
         for sock in self._to_close:
             sock.close()
         self._to_close.clear()
+        waiting = self._to_close_at_leisure
+        for _ in range(min(len(waiting), max(_CLOSES, int(len(waiting) * _CLOSES_OF_MANY)))):
+            waiting.popleft().close()
 
     @contextmanager
     def others_in_a_hurry(self) -> Iterator[None]:
@@ -130,19 +141,22 @@ class Poller:
         """Serves all sockets until cancelled. `flush(now)` is called whenever no more than a few of them are ready."""
         fd = self._epoll.fileno()
         while True:
-            await trio.lowlevel.wait_readable(fd)
+            if not self._to_close_at_leisure:
+                await trio.lowlevel.wait_readable(fd)
             if self.drain(flush):
                 # Who was given something to do begins with it before anybody here lingers.
                 await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
         """To be called when every member has been removed."""
+        for sock in self._to_close_at_leisure:
+            sock.close()
         self._epoll.close()
 
     def drain(self, flush: Callable[[float], None]) -> bool:
         """Takes what is ready as long as much is, so that batches grow with the load; what is alone leaves at once.
 
-        True when it ended because another task was given something to do.
+        True when other tasks are to have a turn, though there is more to do here or they were given something to do.
         """
         poll = self._epoll.poll
         members = self._members
@@ -162,7 +176,7 @@ class Poller:
                         member.on_ready(flags)
                     except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
                         member.fail(fault)
-            if self._to_close:
+            if self._to_close or self._to_close_at_leisure:
                 self._end_round()
             self._in_round = False
             now = perf_counter()
@@ -174,8 +188,8 @@ class Poller:
             if now > turn_ends or self._turn_is_over:
                 flush(now)
                 given_away, self._turn_is_over = self._turn_is_over, False
-                return given_away
-            if few:
+                return given_away or bool(self._to_close_at_leisure)
+            if few and not self._to_close_at_leisure:
                 if not (may_linger and self._little) or (timeout and not events):
                     return False
                 timeout = _LINGER

@@ -1,4 +1,4 @@
-"""The poller and the tasks beside it."""
+"""The poller: what it does beside what is ready, and the tasks beside it."""
 
 from __future__ import annotations
 
@@ -49,3 +49,69 @@ async def test_a_task_that_is_given_something_to_do_begins_before_the_poller_goe
             poller.remove(near)
     assert starter.rounds >= 100
     assert not starter.late
+
+
+class Leaver:
+    """A member that ends, and many others with it, when it is ready."""
+
+    def __init__(self, poller: Poller, leaving: list[socket.socket]) -> None:
+        self._poller = poller
+        self._leaving = leaving
+
+    def on_ready(self, flags: int) -> None:
+        del flags
+        for sock in self._leaving:
+            self._poller.remove_and_close(sock, at_leisure=True)
+
+    def fail(self, fault: Exception) -> None:
+        raise fault
+
+
+class Bystander:
+    """A member that is always ready, and counts in each round how many have been closed since the one before."""
+
+    def __init__(self, leaving: list[socket.socket]) -> None:
+        self._leaving = leaving
+        self._closed = 0
+        self.most = 0
+
+    def on_ready(self, flags: int) -> None:
+        del flags
+        closed = sum(sock.fileno() < 0 for sock in self._leaving)
+        self.most = max(self.most, closed - self._closed)
+        self._closed = closed
+
+    def fail(self, fault: Exception) -> None:
+        raise fault
+
+
+def test_who_leaves_with_many_others_is_closed_little_by_little() -> None:
+    """Others are served between; and nobody waits in the poller while some are still to be closed."""
+    leaving = [sock for _ in range(100) for sock in socket.socketpair()]
+    bystander = Bystander(leaving)
+    near, far = socket.socketpair()
+    with near, far, closing(Poller()) as poller:
+        far.send(b"never read, so always ready")
+        leaver = Leaver(poller, leaving)
+        for sock in leaving:
+            poller.add(sock, leaver, READABLE)
+        poller.add(near, bystander, READABLE)
+        leaving[0].send(b"come")
+        while any(sock.fileno() >= 0 for sock in leaving):
+            poller.drain(lambda _now: None)
+        assert 0 < bystander.most <= 3
+        poller.remove(near)
+
+
+async def test_all_are_closed_before_the_poller_waits() -> None:
+    leaving = [sock for _ in range(100) for sock in socket.socketpair()]
+    with trio.fail_after(5), closing(Poller()) as poller:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(poller.run, lambda _now: None)
+            leaver = Leaver(poller, leaving)
+            for sock in leaving:
+                poller.add(sock, leaver, READABLE)
+            leaving[0].send(b"come")
+            while any(sock.fileno() >= 0 for sock in leaving):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
