@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.processes import Coalesce, RedisServer, running_coalesce, running_server
+from tests.system.processes import running_server
 from tests.system.wire import Wire, pack, split_replies
-
-from .relay import Link, Relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DATABASES = 4096
+    from tests.system.processes import Coalesce, RedisServer
+
+    from .relay import Link, Relay
+
 STREAM_FROM = 16 * 1024  # coalesce.core.lane: from there on, a reply is passed on as it comes
 LARGE = 20_000
 BOTH_WAYS = pytest.mark.parametrize("by_reset", [False, True], ids=["FIN", "reset"])
@@ -53,20 +54,8 @@ def requests_of(who: str) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def upstream(executable) -> Iterator[RedisServer]:
-    with running_server(executable, "--databases", str(DATABASES), "--maxclients", "20000") as server:
+    with running_server(executable, "--databases", "4096", "--maxclients", "20000") as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def relay(upstream) -> Iterator[Relay]:
-    with Relay(upstream.address) as relay:
-        yield relay
-
-
-@pytest.fixture
-def coalesce(relay) -> Iterator[Coalesce]:
-    with running_coalesce(relay.url, "--max-lanes", str(DATABASES), "--max-dials", "100000") as coalesce:
-        yield coalesce
 
 
 def replies_of(upstream: RedisServer, who: str, *, resp3: bool) -> list[bytes]:

@@ -12,37 +12,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.processes import Coalesce, RedisServer, running_coalesce, running_server
+from tests.system.processes import running_server
 from tests.system.wire import Wire, bulk, pack, split_replies
-
-from .relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.system.processes import RedisServer
+
 OK = b"+OK\r\n"
 QUEUED = b"+QUEUED\r\n"
-DATABASES = 1024
 
 
 @pytest.fixture(scope="module")
 def upstream(executable) -> Iterator[RedisServer]:
-    with running_server(
-        executable, "--databases", str(DATABASES), "--user", "ada", "on", ">secret", "~*", "&*", "+@all"
-    ) as server:
+    ada = ["--user", "ada", "on", ">secret", "~*", "&*", "+@all"]
+    with running_server(executable, "--databases", "1024", *ada) as server:
         yield server
-
-
-@pytest.fixture
-def relay(upstream) -> Iterator[Relay]:
-    with Relay(upstream.address) as relay:
-        yield relay
-
-
-@pytest.fixture
-def coalesce(relay) -> Iterator[Coalesce]:
-    with running_coalesce(relay.url, "--max-lanes", str(DATABASES), "--max-dials", "100000") as coalesce:
-        yield coalesce
 
 
 def let_in(wire: Wire, *, resp3: bool) -> None:
