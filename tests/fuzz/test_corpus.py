@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import coalesce.core.exchange as exchange_module
-import coalesce.core.lane as lane_module
-import coalesce.core.resp as resp_module
+from coalesce.core.exchange import Exchange
+from coalesce.core.lane import Lane
+from coalesce.core.resp import Passage, RequestReader
 
 from .corpus import TARGETS, load
 from .script import expanded, steps_of
@@ -55,6 +55,14 @@ def broken(module: types.ModuleType, before: str, after: str) -> types.ModuleTyp
     return other
 
 
+def put_in(monkeypatch: pytest.MonkeyPatch, mistake: tuple[str, str], of: type, *methods: str) -> None:
+    """These methods of a class of the core are as they would be with this mistake in its module."""
+    other = getattr(broken(sys.modules[of.__module__], *mistake), of.__name__)
+    for name in methods:
+        code = getattr(other, name).__code__
+        monkeypatch.setattr(of, name, types.FunctionType(code, getattr(of, name).__globals__))
+
+
 def finds(target: str, seed: int) -> bool:
     """Whether mutations of the corpus, of the plainest kind, come upon something that is wrong."""
     chance = random.Random(seed)
@@ -91,11 +99,7 @@ SPLITTERS = {
 
 @pytest.mark.parametrize("name", SPLITTERS)
 def test_a_broken_splitter_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = broken(lane_module, *SPLITTERS[name])
-    for function in ("receive", "_pass_on", "_keep"):
-        code = getattr(other.Lane, function)
-        original = getattr(lane_module.Lane, function)
-        monkeypatch.setattr(lane_module.Lane, function, types.FunctionType(code.__code__, original.__globals__))
+    put_in(monkeypatch, SPLITTERS[name], Lane, "receive", "_pass_on", "_keep")
     assert finds("replies", seed=1)
 
 
@@ -113,11 +117,7 @@ PASSAGES = {
 
 @pytest.mark.parametrize("name", PASSAGES)
 def test_a_broken_passage_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = broken(resp_module, *PASSAGES[name])
-    for function in ("skip", "_skip_bulk"):
-        code = getattr(other.Passage, function)
-        original = getattr(resp_module.Passage, function)
-        monkeypatch.setattr(resp_module.Passage, function, types.FunctionType(code.__code__, original.__globals__))
+    put_in(monkeypatch, PASSAGES[name], Passage, "skip", "_skip_bulk")
     assert finds("replies", seed=1)
 
 
@@ -140,13 +140,7 @@ READERS = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_broken_reader_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = broken(resp_module, *READERS[name])
-    for function in ("_line", "_read_length", "_read_array", "_read_count"):
-        code = getattr(other.RequestReader, function)
-        original = getattr(resp_module.RequestReader, function)
-        monkeypatch.setattr(
-            resp_module.RequestReader, function, types.FunctionType(code.__code__, original.__globals__)
-        )
+    put_in(monkeypatch, READERS[name], RequestReader, "_line", "_read_length", "_read_array", "_read_count")
     assert finds("requests", seed=1)
 
 
@@ -159,11 +153,7 @@ EXCHANGES = {
 
 @pytest.mark.parametrize("name", EXCHANGES)
 def test_a_broken_exchange_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = broken(exchange_module, *EXCHANGES[name])
-    for function in ("receive", "_ride"):
-        code = getattr(other.Exchange, function)
-        original = getattr(exchange_module.Exchange, function)
-        monkeypatch.setattr(exchange_module.Exchange, function, types.FunctionType(code.__code__, original.__globals__))
+    put_in(monkeypatch, EXCHANGES[name], Exchange, "receive", "_ride")
     assert finds("requests", seed=1)
 
 

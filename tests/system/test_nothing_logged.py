@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .processes import ROOT, Coalesce, environment, eventually, executables, short_directory
+from .processes import ROOT, Coalesce, environment, eventually, short_directory
+from .versions import NEWEST
 from .wire import pack
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from .processes import Executable
 
-NEWEST = max((found for found in executables() if "valkey" not in found.name), key=lambda found: found.version)
 MARKER = "qjxmark"  # in all that clients send; the upstream repeats it in its errors and its replies
 
 # The same program with the log at DEBUG, and with faults of its own that have what they were given as their text.

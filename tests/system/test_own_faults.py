@@ -386,23 +386,22 @@ async def test_while_spare_connections_are_looked_at(upstream, monkeypatch, capl
     check(caplog, coalesce, *["task expire: a fault in coalesce, it begins anew"] * 2)
 
 
-async def test_while_it_is_looked_whether_the_upstream_is_there(upstream, monkeypatch, caplog):
-    fault = Faulty(monkeypatch, Pulse, "silent_for", always, 1)
-    async with serving(upstream, upstream_silence=0.5) as coalesce:
-        client = await coalesce.connect()
-        await fault.raised.wait()
-        assert await client.ask("PING") == PONG
-    check(caplog, coalesce, "lane u0: a fault in coalesce, the connection is closed")
-
-
-async def test_while_idle_lanes_are_kept_alive(upstream, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ((Pulse, "silent_for"), "lane u0: a fault in coalesce, the connection is closed"),
+        ((Exchange, "keep_alive"), "task watch: a fault in coalesce, it begins anew"),
+    ],
+    ids=["silent_for", "keep_alive"],
+)
+async def test_while_it_is_looked_whether_the_upstream_is_there(upstream, monkeypatch, caplog, what, said):
     monkeypatch.setattr(server, "_AFTER_A_FAULT", 0.01)
-    fault = Faulty(monkeypatch, Exchange, "keep_alive", always, 1)
+    fault = Faulty(monkeypatch, *what, always, 1)
     async with serving(upstream, upstream_silence=0.5) as coalesce:
         client = await coalesce.connect()
         await fault.raised.wait()
         assert await client.ask("PING") == PONG
-    check(caplog, coalesce, "task watch: a fault in coalesce, it begins anew")
+    check(caplog, coalesce, said)
 
 
 async def test_in_the_poller_itself(upstream, monkeypatch, caplog):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.processes import Executable, RedisServer, eventually, executables, running_coalesce, running_server
+from tests.system.processes import Executable, RedisServer, eventually, running_coalesce, running_server
+from tests.system.versions import OLDEST_AND_NEWEST
 from tests.system.wire import Wire, bulk, pack
 
 from . import faults
@@ -23,12 +24,11 @@ if TYPE_CHECKING:
 
     from .faults import LoadedStage
 
-OLDEST, *_, NEWEST = sorted((found for found in executables() if "valkey" not in found.name), key=lambda it: it.version)
 OK = b"+OK\r\n"
 CLIENTS = 10
 
 
-@pytest.fixture(scope="module", params=[OLDEST, NEWEST], ids=str)
+@pytest.fixture(scope="module", params=OLDEST_AND_NEWEST, ids=str)
 def upstream(request) -> Iterator[RedisServer]:
     executable: Executable = request.param
     with running_server(executable) as server:
