@@ -7,14 +7,17 @@ one, so that a client can't tell who refused it; their source is `networking.c` 
 from __future__ import annotations
 
 
+def _flat(text: bytes) -> bytes:
+    """Redis replaces line ends within an error, which would end the reply too early."""
+    return text.replace(b"\r", b" ").replace(b"\n", b" ")
+
+
 class ClientError(Exception):
     """The client broke the protocol. `reply` is what Redis would say before it closes the connection."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        # Redis replaces line ends within an error, which would end the reply too early.
-        flat = text.replace("\r", " ").replace("\n", " ")
-        self.reply = b"-ERR Protocol error: " + flat.encode("latin-1") + b"\r\n"
+        self.reply = b"-ERR Protocol error: " + _flat(text.encode("latin-1")) + b"\r\n"
 
 
 class UpstreamError(Exception):
@@ -33,9 +36,11 @@ NO_NAME_RESP3 = b"_\r\n"
 MAX_CLIENTS = b"-ERR max number of clients reached\r\n"
 NO_MAINT_NOTIFICATIONS = b"-ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try CLIENT HELP.\r\n"
 
+# How every reply begins that tells of coalesce's own troubles: the request was not run.
+OURS = b"-ERR coalesce: "
 
 # The reply to WAIT and WAITAOF where the upstream's own would speak of another connection's writes: see wait.py.
-UNMARKED = b"-ERR coalesce: can't tell what has been replicated: the upstream refused SWAPDB 0 0\r\n"
+UNMARKED = OURS + b"can't tell what has been replicated: the upstream refused SWAPDB 0 0\r\n"
 
 # What Redis says to those who have not authenticated.
 NO_AUTH = b"-NOAUTH Authentication required.\r\n"
@@ -52,16 +57,11 @@ BAD_NAME = b"-ERR Client names cannot contain spaces, newlines or special charac
 
 
 def hello_option(option: bytes) -> bytes:
-    flat = option.partition(b"\0")[0].replace(b"\r", b" ").replace(b"\n", b" ")
-    return b"-ERR Syntax error in HELLO option '" + flat + b"'\r\n"
+    return b"-ERR Syntax error in HELLO option '" + _flat(option.partition(b"\0")[0]) + b"'\r\n"
 
 
 def bulk(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
-
-
-# How every reply begins that tells of coalesce's own troubles: the request was not run.
-OURS = b"-ERR coalesce: "
 
 
 # To who authenticates as a user of the upstream, where RESET would make it the user that coalesce's passwords guard.
@@ -70,14 +70,14 @@ OPEN_TO_ALL = OURS + b"the upstream's user default needs no password: so nobody 
 
 def no_lease(limit: int) -> bytes:
     """The reply to a request that needs a connection of its own when all of them are lent, and stay so."""
-    return b"-ERR coalesce: all %d leases are taken (max-leases)\r\n" % limit
+    return OURS + b"all %d leases are taken (max-leases)\r\n" % limit
 
 
 def no_lane(limit: int) -> bytes:
     """The reply to a client that would be one identity too many, and may not have a connection of its own either."""
-    return b"-ERR coalesce: %d users, databases and protocol versions are in use (max-lanes)\r\n" % limit
+    return OURS + b"%d users, databases and protocol versions are in use (max-lanes)\r\n" % limit
 
 
 def unavailable(reason: str) -> bytes:
     """The reply to a request that never left for the upstream: it was not run, and may be sent again."""
-    return b"-ERR coalesce: upstream unavailable: " + reason.replace("\r", " ").replace("\n", " ").encode() + b"\r\n"
+    return OURS + b"upstream unavailable: " + _flat(reason.encode()) + b"\r\n"
