@@ -177,7 +177,7 @@ class Client:
             self._outbox = deque()
             self._keep(data[sent:])
         elif self._outbox_size > self._clients.outbox_limit:
-            log.warning("a client left %d bytes of replies unread: closed", self._outbox_size)
+            log.warning("%s left %d bytes of replies unread: closed", self, self._outbox_size)
             self._break()
         else:
             self._keep(data)

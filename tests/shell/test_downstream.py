@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 from contextlib import closing, suppress
@@ -62,6 +63,25 @@ def test_a_client_that_is_over_is_not_read_from_while_its_outbox_lasts() -> None
                 poller.drain(exchange.flush)
         assert received == reply
         assert clients.shared == 0
+
+
+def test_the_log_says_which_client_read_too_little(caplog: pytest.LogCaptureFixture) -> None:
+    exchange = Exchange(BASE, lambda _: None)
+    pairs = [socket.socketpair() for _ in range(3)]
+    with closing(Poller()) as poller:
+        clients = Clients(exchange, poller, 10, LARGE, no_pin)
+        for ours, _ in pairs:
+            clients.welcome(ours)
+        deaf = next(client for client in clients if client.sock is pairs[1][0])
+        for _ in range(2):  # the first is always taken, and more of it is kept than may be
+            deaf.write(bytes(2 * LARGE))
+        (said,) = (record.getMessage() for record in caplog.records)
+        assert re.fullmatch(r"client c2 left \d+ bytes of replies unread: closed", said)
+        assert pairs[1][0].fileno() == -1
+        assert clients.shared == 2
+        clients.close_all()
+    for _, theirs in pairs:
+        theirs.close()
 
 
 def reset(sock: socket.socket) -> None:
