@@ -317,8 +317,8 @@ def _chunk(reader: RequestReader) -> int:
 class Clients:
     """All clients: their listeners and their number. `start_pin` gets a client that keeps a connection of its own:
     its name, its socket, what it was still to be sent, the lane whose connection it is, and what that was still to be
-    sent. With `certificates`, those that come over TCP speak TLS. `silence`: seconds after which those that hold
-    something others could have are given up when their host is not there any more.
+    sent; it owns them from there on. With `certificates`, those that come over TCP speak TLS. `silence`: seconds after
+    which those that hold something others could have are given up when their host is not there any more.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 (whom they speak to, and the limits)

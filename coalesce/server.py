@@ -19,7 +19,7 @@ import logging
 import resource
 import secrets
 import signal
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -268,18 +268,26 @@ class Server:
         await watch_clients(self._clients, self._pins, self._config.client_silence)
 
     def _start_pin(self, client: str, sock: socket.socket, unsent: bytes, lane: Lane, pending: bytes) -> None:
+        """Owns the client and the lane's connection from here on; must not raise: no session speaks for them."""
         assert self._nursery is not None
         assert isinstance(lane.link, Connection)
         self._clients.pinned += 1
-        self.poller.end_turn()
-        upstream, rest = lane.link.release()
         name = f"{client}, pinned to u{lane.number}"
-        self._nursery.start_soon(self._run_pin, Pin(name, sock, unsent, upstream, rest + pending))
+        with self._faults.contained(name, "the client is closed"), ExitStack() as undo:
+            undo.callback(self._unpin)
+            undo.callback(self.poller.close_removed, sock)
+            undo.callback(lane.link.discard)
+            upstream, rest = lane.link.release()
+            undo.callback(self.poller.close_removed, upstream)
+            pin = Pin(name, sock, unsent, upstream, rest + pending)
+            if self._draining:
+                pin.drain()
+            self._nursery.start_soon(self._run_pin, pin)
+            undo.pop_all()
+            self._pins.add(pin)
+            self.poller.end_turn()
 
     async def _run_pin(self, pin: Pin) -> None:
-        self._pins.add(pin)
-        if self._draining:
-            pin.drain()
         try:
             with self.poller.others_in_a_hurry():
                 await pin.run()
@@ -287,10 +295,14 @@ class Server:
             self._faults.say(pin.name, fault, "the client is closed")
         finally:
             self._pins.discard(pin)
-            self._clients.pinned -= 1
-            self._clients.left.unpark_all()
-            self._exchange.leases.unpin()
+            self._unpin()
             self._exchange.flush(perf_counter())
+
+    def _unpin(self) -> None:
+        """The place of a pinned client, and its lease, are for somebody else."""
+        self._clients.pinned -= 1
+        self._clients.left.unpark_all()
+        self._exchange.leases.unpin()
 
     def _connections(self) -> Iterator[Connection]:
         return (link for link in self._exchange.links if isinstance(link, Connection))

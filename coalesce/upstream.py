@@ -185,6 +185,13 @@ class Connection:
         self.news.set()
         return self._sock, bytes(self._rest or b"")
 
+    def discard(self) -> None:
+        """Closes, where the lane is over and nobody could take the socket, which `release` was to hand on."""
+        if not self.lost.is_set():
+            self.lost.set()
+            self.news.set()
+            self.close()
+
     def close(self) -> None:
         self._poller.remove_and_close(self._sock)
 

@@ -23,6 +23,7 @@ from coalesce.greeting import Greetings
 from coalesce.liveness import Pulse
 from coalesce.pin import Pin
 from coalesce.server import Server
+from coalesce.upstream import Connection
 
 from .certificates import Authority
 from .versions import OLDEST_AND_NEWEST
@@ -348,6 +349,24 @@ async def test_while_a_pinned_client_is_served(upstream, monkeypatch, caplog):
         assert await guilty.ask("CLIENT", "TRACKING", "ON") == b"+OK\r\n"
         assert await guilty.is_closed()
         assert await neighbour.ask("PING") == PONG
+    check(caplog, coalesce, f"client c2, pinned to u1: {CLOSED}")
+
+
+@pytest.mark.parametrize("what", [(Connection, "release"), (server, "Pin"), (Server, "_run_pin")], ids=lambda it: it[1])
+async def test_while_a_client_is_pinned(upstream, monkeypatch, caplog, what):
+    """Both its connections are closed, and its place and its lease are for somebody else."""
+    async with serving(upstream, max_clients=2, max_leases=1) as coalesce:
+        neighbour, guilty = await coalesce.connect(), await coalesce.connect()
+        assert await neighbour.ask("PING") == PONG
+        Faulty(monkeypatch, *what, always, 1)
+        assert await guilty.ask("CLIENT", "TRACKING", "ON") == b"+OK\r\n"
+        assert await guilty.is_closed()
+        with upstream.connect() as control:
+            while b" flags=t " in control.ask("CLIENT", "LIST"):
+                assert await neighbour.ask("PING") == PONG
+        late = await coalesce.connect()
+        assert await late.ask("CLIENT", "TRACKING", "ON") == b"+OK\r\n"
+        assert await late.ask("PING") == await neighbour.ask("PING") == PONG
     check(caplog, coalesce, f"client c2, pinned to u1: {CLOSED}")
 
 
