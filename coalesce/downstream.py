@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 from collections import deque
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,10 @@ _PIECE = 64 * 1024
 _TURN = 256 * 1024
 # Connections that may wait to be accepted. Redis: tcp-backlog 511, which is too few for thousands that reconnect.
 _BACKLOG = 4096
+# What says that an address is none of this host's: `localhost` is ::1 as well, also where there is no IPv6.
+_NOT_OF_THIS_HOST = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
+# Ports that the system may pick for the first address of a name, until one is free on the others, too.
+_PORTS_TRIED = 20
 # Clients accepted before others get a turn. Redis 8: max-new-connections-per-cycle 10. But here each takes 25 us, and
 # 100 more to be closed again: in a storm of them others would wait for milliseconds.
 _ACCEPTS = 2
@@ -530,7 +534,7 @@ class Listener:
 
 
 def is_loopback(address: TcpAddress) -> bool:
-    """Whether only this host can reach it, whichever of its addresses is taken. (A name may get one later.)"""
+    """Whether only this host can reach it, by any of its addresses. (A name may get one later.)"""
     try:
         found = _resolve(address)
     except OSError:
@@ -560,15 +564,53 @@ def _resolve(address: TcpAddress) -> Sequence[tuple[int, int, int, str, Any]]:
     return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
 
 
-def open_listener(address: Address, socket_mode: int | None = None) -> tuple[socket.socket, Address]:
-    """A listening socket, and the address that it really has (port 0 picks one). Raises OSError.
+def open_listeners(address: Address, socket_mode: int | None = None) -> tuple[list[socket.socket], Address]:
+    """The listening sockets of an address, and what it really is (port 0 picks one, for all of them). Raises OSError.
 
-    `socket_mode` is that of the file of a unix socket.
+    A name has a socket for each of its addresses: clients that are given the name try all of them, in whatever order,
+    and somebody else may come to listen where coalesce does not. `socket_mode` is that of the file of a unix socket.
     """
     if isinstance(address, UnixAddress):
-        return _open_unix_listener(address, socket_mode)
-    family, kind, protocol, _, where = _resolve(address)[0]
-    sock = socket.socket(family, kind, protocol)
+        return [_open_unix_listener(address, socket_mode)], address
+    attempts = 1 if address.port else _PORTS_TRIED
+    while True:
+        attempts -= 1
+        try:
+            opened = _open_tcp_listeners(address)
+        except OSError as problem:
+            if problem.errno != errno.EADDRINUSE or not attempts:
+                raise
+        else:
+            return opened, TcpAddress(address.host, opened[0].getsockname()[1])
+
+
+def _open_tcp_listeners(address: TcpAddress) -> list[socket.socket]:
+    """On one port. An address that this host does not have is passed over, if there is another."""
+    port = address.port
+    missing: list[OSError] = []
+    opened: list[socket.socket] = []
+    with ExitStack() as undo:
+        for family, kind, protocol, _, (host, _, *more) in dict.fromkeys(_resolve(address)):
+            try:
+                sock = _open_tcp_listener((family, kind, protocol), (host, port, *more))
+            except OSError as problem:
+                told = problem if host == address.host else OSError(problem.errno, f"{problem.strerror} ({host})")
+                if problem.errno not in _NOT_OF_THIS_HOST:
+                    raise told from None
+                missing.append(told)
+            else:
+                opened.append(undo.enter_context(sock))
+                port = sock.getsockname()[1]
+        if not opened:
+            raise missing[0]
+        undo.pop_all()
+    for each in missing:
+        log.info("%s: an address is passed over: %s", address, each.strerror)
+    return opened
+
+
+def _open_tcp_listener(kind: tuple[int, int, int], where: tuple[Any, ...]) -> socket.socket:
+    sock = socket.socket(*kind)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)
@@ -577,10 +619,10 @@ def open_listener(address: Address, socket_mode: int | None = None) -> tuple[soc
         sock.close()
         raise
     sock.setblocking(False)
-    return sock, TcpAddress(address.host, sock.getsockname()[1])
+    return sock
 
 
-def _open_unix_listener(address: UnixAddress, mode: int | None) -> tuple[socket.socket, Address]:
+def _open_unix_listener(address: UnixAddress, mode: int | None) -> socket.socket:
     sock = _UnixListener(socket.AF_UNIX)
     try:
         try:
@@ -596,7 +638,7 @@ def _open_unix_listener(address: UnixAddress, mode: int | None) -> tuple[socket.
         sock.close()
         raise
     sock.setblocking(False)
-    return sock, address
+    return sock
 
 
 def _bind(sock: socket.socket, path: str, mode: int | None) -> None:

@@ -3,7 +3,7 @@
 serve
 +- Poller.run            all shared sockets, clients' and lanes'
 +- keep                  one for each lane: dial, wait for its loss, dial again
-+- Clients.accept        one for each listener; ends first when draining
++- Clients.accept        one for each listening socket; ends first when draining
 +- Pin.run               one for each client with a connection of its own for good
 +- expire                refuses those who wait for a lease for too long
 +- watch                 gives up connections whose upstream's host is silent
@@ -32,7 +32,7 @@ from coalesce.core.exchange import Exchange, Totals
 from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.dial import DialError, Dialler, NotLetInError, Refused
-from coalesce.downstream import Clients, close_listener, is_loopback, is_of_this_host, open_listener
+from coalesce.downstream import Clients, close_listener, is_loopback, is_of_this_host, open_listeners
 from coalesce.liveness import watch, watch_clients
 from coalesce.passwords import ClientPasswords, PasswordFileError
 from coalesce.pin import Pin
@@ -131,8 +131,8 @@ class Server:
         """
         self._look_at_listeners()
         software = await self._look_at_upstream()
-        listeners = self._listen()
-        where = ", ".join(str(address) for _, address in listeners)
+        listeners, addresses = self._listen()
+        where = ", ".join(map(str, addresses))
         clean = False
         with (
             closing(self.poller),
@@ -148,9 +148,9 @@ class Server:
                 for lane in self._new_lanes:
                     self._open_lane(lane)
                 accepting = trio.CancelScope()
-                nursery.start_soon(self._accept, [sock for sock, _ in listeners], accepting)
+                nursery.start_soon(self._accept, listeners, accepting)
                 log.info("listening on %s; upstream %s (%s)", where, self._config.upstream.address, software)
-                task_status.started([address for _, address in listeners])
+                task_status.started(addresses)
                 try:
                     await anext(signals)
                     accepting.cancel()
@@ -203,16 +203,19 @@ class Server:
         self._exchange.lane(self._exchange.base).authenticated = dialled.authenticated
         return dialled.software
 
-    def _listen(self) -> list[tuple[socket.socket, Address]]:
-        listeners: list[tuple[socket.socket, Address]] = []
+    def _listen(self) -> tuple[list[socket.socket], list[Address]]:
+        listeners: list[socket.socket] = []
+        addresses: list[Address] = []
         for address in self._config.listen:
             try:
-                listeners.append(open_listener(address, self._config.socket_mode))
+                opened, really = open_listeners(address, self._config.socket_mode)
             except OSError as problem:
-                for sock, _ in listeners:
+                for sock in listeners:
                     close_listener(sock)
                 raise StartError(f"can't listen on {address}: {problem.strerror or problem}") from None
-        return listeners
+            listeners += opened
+            addresses.append(really)
+        return listeners, addresses
 
     async def _accept(self, listeners: list[socket.socket], accepting: trio.CancelScope) -> None:
         with accepting:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 import socket
 import struct
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trio.testing
 
-from coalesce import tls
+from coalesce import downstream, tls
 from coalesce.config import Config, TcpAddress, UnixAddress, parse_upstream
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.core.session import SessionState
-from coalesce.downstream import Clients, close_listener, open_listener
+from coalesce.downstream import Clients, close_listener, open_listeners
 from coalesce.poller import READABLE, Poller
 from tests.core.fakes import RecordingLink
 from tests.system.certificates import Authority
@@ -235,7 +235,7 @@ def test_of_many_small_values_little_is_read_at_once() -> None:
 async def test_nobody_is_accepted_any_more_before_the_listeners_are_closed() -> None:
     """The tasks that accept end some time after they have been told to, and a round of the poller may come first."""
     exchange = Exchange(BASE, lambda _: None)
-    sock, address = open_listener(TcpAddress("127.0.0.1", 0))
+    (sock,), address = open_listeners(TcpAddress("127.0.0.1", 0))
     assert isinstance(address, TcpAddress)
     with closing(Poller()) as poller:
         clients = Clients(exchange, poller, 10, LARGE, no_pin)
@@ -271,7 +271,7 @@ def test_who_resets_before_he_is_accepted_is_no_line_in_the_log(
         config = Config(upstream, tls_cert=str(own.certificate), tls_key=str(own.key))
         certificates = tls.listener_certificates(config)
     exchange = Exchange(BASE, lambda _: None)
-    sock, _ = open_listener(TcpAddress("127.0.0.1", 0))
+    (sock,), _ = open_listeners(TcpAddress("127.0.0.1", 0))
     with closing(Poller()) as poller, sock:
         clients = Clients(exchange, poller, 10, LARGE, no_pin, certificates)
         client = socket.create_connection(sock.getsockname())
@@ -286,21 +286,48 @@ def test_who_resets_before_he_is_accepted_is_no_line_in_the_log(
         assert not caplog.records
 
 
+# Names
+
+
+def test_a_port_that_is_taken_on_another_address_of_the_name_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system picks one that is free on the first."""
+    local = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, 0)) for host in ("127.0.0.1", "127.0.0.2")]
+    monkeypatch.setattr(downstream, "_resolve", lambda _: local)
+    with ExitStack() as stack:
+        taken: list[int] = []
+        bind = socket.socket.bind
+
+        def bind_late(sock: socket.socket, address: tuple[str, int]) -> None:
+            if address[0] == "127.0.0.2" and len(taken) < 2:
+                taken.append(address[1])
+                stack.enter_context(socket.create_server(address))
+            bind(sock, address)
+
+        monkeypatch.setattr(downstream.socket.socket, "bind", bind_late)
+        opened, really = open_listeners(TcpAddress("somewhere", 0))
+        for sock in opened:
+            stack.enter_context(sock)
+        assert isinstance(really, TcpAddress)
+        assert [sock.getsockname() for sock in opened] == [(where[0], really.port) for *_, where in local]
+        assert really.port not in taken
+        assert len(taken) == 2
+
+
 # Files of unix sockets
 
 
 def test_the_file_of_a_listener_goes_with_it(tmp_path: Path) -> None:
     place = tmp_path / "s"
-    sock, _ = open_listener(UnixAddress(str(place)))
+    (sock,), _ = open_listeners(UnixAddress(str(place)))
     close_listener(sock)
     assert not place.exists()
 
 
 def test_the_file_of_a_successor_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     place = tmp_path / "s"
-    sock, _ = open_listener(UnixAddress(str(place)))
+    (sock,), _ = open_listeners(UnixAddress(str(place)))
     place.unlink()
-    successor, _ = open_listener(UnixAddress(str(place)))
+    (successor,), _ = open_listeners(UnixAddress(str(place)))
     close_listener(sock)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(place))
@@ -313,7 +340,7 @@ def test_a_file_that_cannot_be_removed_is_a_line_in_the_log(tmp_path: Path, capl
     """What follows at the end of a run has to follow all the same."""
     directory = tmp_path / "d"
     directory.mkdir()
-    sock, _ = open_listener(UnixAddress(str(directory / "s")))
+    (sock,), _ = open_listeners(UnixAddress(str(directory / "s")))
     directory.rename(tmp_path / "elsewhere")
     directory.write_text("a file in its place")
     close_listener(sock)

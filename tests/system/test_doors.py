@@ -310,12 +310,18 @@ def test_one_listener_beyond_loopback_is_enough(guarded, run_to_exit, starts):
 
 @with_newest
 @pytest.mark.skipif(bool(impossible()), reason=f"no namespaces here: {impossible()}")
-@pytest.mark.parametrize(("listen", "allowed"), [("127.0.0.1", True), ("192.0.2.77", False), ("0.0.0.0", False)])  # noqa: S104
-def test_a_name_is_what_its_addresses_are(guarded, listen, allowed):
+@pytest.mark.parametrize(
+    ("addresses", "allowed"),
+    [
+        (["127.0.0.1"], True), (["127.0.0.1", "127.0.0.2"], True), (["192.0.2.77"], False), (["0.0.0.0"], False),  # noqa: S104
+        (["127.0.0.1", "192.0.2.77"], False),
+    ],
+)  # fmt: skip
+def test_a_name_is_what_its_addresses_are(guarded, addresses, allowed):
     """That of a listener, and that of the upstream."""
     with short_directory() as directory:
         hosts = Hosts(directory / "hosts")
-        hosts.say("somewhere.coalesce.test", listen)
+        hosts.say("somewhere.coalesce.test", *addresses)
         mounts = f"mount --bind {hosts.path} /etc/hosts"
         file = written(directory / "secret", SECRET)
         flags = ["--upstream-password-file", file, "--drain-timeout", "0"]
@@ -326,10 +332,10 @@ def test_a_name_is_what_its_addresses_are(guarded, listen, allowed):
         )
         assert (code, "--unprotected" in said, "can't listen on unix" in said) == (1, not allowed, allowed)
         # The upstream: nobody is there, and nobody who is not to is let in either.
-        hosts.say("somewhere.coalesce.test", listen)
+        hosts.say("somewhere.coalesce.test", *addresses)
         where = ("--upstream", "somewhere.coalesce.test:1", "--listen", "0.0.0.0:0", "--connect-timeout", "0.5")
         code, said = run_to_exit_with(mounts, *where)
-        own = listen != "192.0.2.77"
+        own = "192.0.2.77" not in addresses
         assert (code, "--unprotected" in said, "can't reach" in said) == (1, own, not own)
 
 

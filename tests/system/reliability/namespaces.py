@@ -178,9 +178,11 @@ def coalesce_at(host: str, upstream: str, *flags: str) -> Iterator[Coalesce]:
 
 
 @contextlib.contextmanager
-def coalesce_with(mounts: str, upstream: str, *flags: str, place: Path) -> Iterator[Coalesce]:
+def coalesce_with(
+    mounts: str, upstream: str, *flags: str, place: Path, host: str = "127.0.0.1"
+) -> Iterator[Coalesce]:
     """A coalesce in a mount namespace of its own, after the shell commands `mounts`; its unix socket is at `place`."""
-    listen = ["--listen", "127.0.0.1:0", "--listen", f"unix://{place}"]
+    listen = ["--listen", f"{host}:0", "--listen", f"unix://{place}"]
     start = ["unshare", "-m", "sh", "-ec", f'{mounts}\nexec "$@"', "sh"]
     coalesce = Coalesce([*start, *coalesce_command(), "--upstream", upstream, *listen, *flags], environment())
     try:

@@ -1,8 +1,9 @@
-"""The upstream is given by a name whose addresses change, or of which some lead nowhere."""
+"""The upstream is given by a name whose addresses change, or of which some lead nowhere; or a listener is."""
 
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from tests.system.processes import short_directory
 from tests.system.wire import bulk, pack
 
 from .accounting import Load
-from .namespaces import Hosts, coalesce_with, impossible, network, server_at
+from .namespaces import Hosts, coalesce_with, impossible, network, run_to_exit_with, server_at
 from .stage import FORGETS_NOTHING
 
 if TYPE_CHECKING:
@@ -136,3 +137,71 @@ def test_a_name_whose_first_address_is_silent(executable):
             client.send(pack("MULTI"))  # so a connection is dialled, whether or not the shared one has come back
             assert client.reply() == OK
             assert 0.2 < time.monotonic() - begun < 1.0
+
+
+# That of a listener
+
+LOCAL = ["127.0.0.1", "127.0.0.2"]  # of this host, whatever it has besides
+
+
+def serves(address: tuple[str, int]) -> bool:
+    try:
+        with socket.create_connection(address, timeout=5) as client:
+            client.sendall(pack("PING"))
+            return client.recv(100) == b"+PONG\r\n"
+    except ConnectionRefusedError:
+        return False
+
+
+def has(host: str) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
+
+
+def test_a_name_is_listened_on_at_each_of_its_addresses(upstream):
+    """On one port, though that was for the system to choose."""
+    addresses = [*LOCAL, "::1"] if has("::1") else LOCAL
+    with short_directory() as directory:
+        hosts = Hosts(directory / "hosts")
+        hosts.say(NAME, *addresses)
+        mounts = f"mount --bind {hosts.path} /etc/hosts"
+        with coalesce_with(mounts, upstream.url, place=directory / "c.sock", host=NAME) as coalesce:
+            assert coalesce.address == (NAME, coalesce.port)
+            assert [serves((host, coalesce.port)) for host in addresses] == [True] * len(addresses)
+            assert not serves(("127.0.0.3", coalesce.port))
+            code, stderr = coalesce.stop()
+            assert code == 0, stderr
+            assert not any(serves((host, coalesce.port)) for host in addresses)
+
+
+@pytest.mark.parametrize("addresses", [["192.0.2.77", "127.0.0.1"], ["127.0.0.1", "2001:db8::77"]])
+def test_an_address_of_the_name_that_is_none_of_this_host_is_passed_over(upstream, addresses):
+    absent = next(host for host in addresses if host != "127.0.0.1")
+    with short_directory() as directory:
+        hosts = Hosts(directory / "hosts")
+        hosts.say(NAME, *addresses)
+        mounts, flags = f"mount --bind {hosts.path} /etc/hosts", ["--unprotected"]
+        with coalesce_with(mounts, upstream.url, *flags, place=directory / "c.sock", host=NAME) as coalesce:
+            assert serves(("127.0.0.1", coalesce.port))
+            assert f"{NAME}:0: an address is passed over: " in coalesce.stderr
+            assert f"({absent})" in coalesce.stderr
+        hosts.say(NAME, absent)
+        code, stderr = run_to_exit_with(mounts, "--upstream", upstream.url, "--listen", f"{NAME}:0", *flags)
+        assert (code, len(stderr.splitlines())) == (1, 1)
+        assert stderr.startswith(f"coalesce: can't listen on {NAME}:0: ")
+
+
+def test_a_name_of_which_somebody_else_has_an_address_is_not_listened_on(upstream):
+    """Clients would come to one or the other, by chance."""
+    with short_directory() as directory, socket.create_server(("127.0.0.2", 0)) as busy:
+        hosts = Hosts(directory / "hosts")
+        hosts.say(NAME, *LOCAL)
+        port = busy.getsockname()[1]
+        mounts = f"mount --bind {hosts.path} /etc/hosts"
+        code, stderr = run_to_exit_with(mounts, "--upstream", upstream.url, "--listen", f"{NAME}:{port}")
+        assert (code, len(stderr.splitlines())) == (1, 1)
+        assert f"can't listen on {NAME}:{port}: Address already in use (127.0.0.2)" in stderr
