@@ -12,6 +12,7 @@ from coalesce.core.lane import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from urllib.parse import SplitResult
 
 EMBEDDED = "embedded"
 
@@ -51,22 +52,38 @@ def parse_address(text: str, default_port: int | None = None) -> Address:
         if not path.startswith("/"):
             raise ValueError(f"{shown}: a unix socket needs an absolute path, as in unix:///run/coalesce.sock")
         return UnixAddress(path)
+    wrong = f"{shown} is none of host:port, [IPv6]:port (a port is 65535 at the most) and unix:///path"
     try:
         parts = urlsplit(f"//{text}")
         port = parts.port
     except ValueError:
-        raise ValueError(f"{shown} has no valid port") from None
+        raise ValueError(wrong) from None
     if port is None:
         port = default_port
+    least = 0 if default_port is None else 1  # who connects has to know the port
     more = parts.path or parts.query or parts.fragment or parts.username is not None
-    if not parts.hostname or not _HOST.fullmatch(parts.hostname) or port is None or more:
-        raise ValueError(f"{shown} is neither host:port nor unix:///path")
-    return TcpAddress(parts.hostname, port)
+    host = _host_of(parts)
+    if not host or port is None or port < least or more:
+        raise ValueError(wrong)
+    return TcpAddress(host, port)
 
 
-# A name, IPv4, IPv6, perhaps with its zone. Whatever else is written in its place (`h,password=..`) is not repeated by
-# whoever says that there is no such host.
-_HOST = re.compile(r"[\w.-]+|[0-9a-f.]*:[0-9a-f:.]*(%[\w.-]+)?")
+# A name or IPv4; or IPv6, perhaps with its zone. Whatever else is written in its place (`h,password=..`) is not
+# repeated by whoever says that there is no such host.
+_HOST_AND_PORT = re.compile(r"([\w.-]+|\[[0-9a-fA-F.]*:[0-9a-fA-F:.]*(%[\w.-]+)?\])(:[0-9]*)?")
+
+
+def _host_of(parts: SplitResult) -> str:
+    """Empty if what stands in its place is no host."""
+    place = parts.netloc.rpartition("@")[2]
+    if not _HOST_AND_PORT.fullmatch(place):  # (`hostname` leaves out what is before or behind brackets)
+        return ""
+    host = parts.hostname or ""
+    try:
+        host.encode("idna")  # as whoever looks the name up will: nothing between two dots, or too much, is an exception
+    except UnicodeError:
+        return ""
+    return host
 
 
 @dataclass(frozen=True)
@@ -109,7 +126,8 @@ def _parse_url(text: str) -> Upstream:
     database = parts.path.removeprefix("/")
     if (
         parts.scheme not in {"redis", "rediss", "valkey", "valkeys"}
-        or not _HOST.fullmatch(parts.hostname or "")
+        or not _host_of(parts)
+        or parts.port == 0
         or parts.query
         or parts.fragment
         or not re.fullmatch(r"[0-9]{0,9}", database)
@@ -119,7 +137,7 @@ def _parse_url(text: str) -> Upstream:
     username = _unquote(parts.username) if parts.username else None
     password = None if parts.password is None else _unquote(parts.password)
     tls = parts.scheme in {"rediss", "valkeys"}
-    return Upstream(TcpAddress(parts.hostname or "", port), username, password, int(database or "0"), tls)
+    return Upstream(TcpAddress(_host_of(parts), port), username, password, int(database or "0"), tls)
 
 
 def _unquote(text: str) -> bytes:

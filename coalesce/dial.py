@@ -294,7 +294,10 @@ async def _connect(address: Address) -> socket.socket:
     if isinstance(address, UnixAddress):
         stream = await trio.open_unix_socket(address.path)
     else:
-        stream = await trio.open_tcp_stream(address.host, address.port)
+        try:
+            stream = await trio.open_tcp_stream(address.host, address.port)
+        except UnicodeError:  # trio goes by a later IDNA than the one that config.py has at hand
+            raise socket.gaierror(socket.EAI_NONAME, "no host can have that name") from None
     sock = socket.socket(fileno=stream.socket.detach())
     sock.setblocking(False)
     return sock

@@ -532,6 +532,10 @@ MALFORMED = [
     "unix://:{}@/x", "unix://{}@/x", "unix:///x?password={}", "UNIX://u:{}@/x", "unix:u:{}@/x",
     "h:6379,password={}", "h,password={}", "h:{}", "h:6379#{}", "h:6379/{}", "h {}", " redis://u:{}@h/x",
     "\tredis://u:{}@h/x", "'redis://u:{}@h'", "redis://u:{}@h,redis://u:{}@i", "redis://u:{}@h;i", "redis://u:{}@h%00",
+    "redis://u:{}@h:0", "redis://u:{}@h:70000", "redis://u:{}@h/#x", "redis://u:{}@h/0?x=1", "redis://u:{}@h/abc",
+    "redis://u:{}@a..b:1", "redis://u:{}@.", f"redis://u:{{}}@{'a' * 64}.b:1", f"redis://u:{{}}@{chr(0xe9) * 60}",
+    "redis://u:{}@::1", "redis://u:{}@[::1]x:1", "redis://u:{}@x[::1]:1", "redis://u:{}@[::1", "redis://u:{}@[v1.x]",
+    "[::1]{}:1", "{}[::1]:1",
     "redis://u:{}\uff03@h",  # a '#' to come, says urlsplit, and repeats it
 ]  # fmt: skip
 

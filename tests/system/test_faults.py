@@ -354,6 +354,11 @@ def test_an_unreachable_upstream_is_one_line_and_exit_code_1(run_to_exit):
     assert address in one_line(stderr)
 
 
+def test_an_upstream_of_a_name_that_no_host_can_have_is_one_line_and_exit_code_1(run_to_exit):
+    code, stderr = run_to_exit("--upstream", "\u00e9_x:1", "--listen", "127.0.0.1:0")
+    assert (code, one_line(stderr)) == (1, "coalesce: can't reach upstream \u00e9_x:1: no host can have that name")
+
+
 def test_an_upstream_socket_that_is_not_there_is_one_line_and_exit_code_1(run_to_exit):
     with short_directory() as directory:
         code, stderr = run_to_exit("--upstream", f"unix://{directory}/nobody.sock", "--listen", "127.0.0.1:0")
@@ -388,7 +393,10 @@ def test_a_wrong_password_in_the_url_is_one_line_and_exit_code_1(upstream, run_t
         ["--upstream", "127.0.0.1:1", "--listen", "0.0.0.0:0", "--tls-client-ca", ""],
         ["--upstream", "127.0.0.1:1", "--listen", "nowhere"],
         ["--upstream", "127.0.0.1:1", "--listen", "127.0.0.1:99999"],
+        ["--upstream", "127.0.0.1:1", "--listen", ":::1"],
+        ["--upstream", "127.0.0.1:1", "--listen", "a..b:1"],
         ["--upstream", "127.0.0.1:port"],
+        ["--upstream", "127.0.0.1:0"],
         ["--upstream", "http://127.0.0.1:1"],
         ["--upstream", "redis://127.0.0.1:1/letters"],
         ["--upstream"],
