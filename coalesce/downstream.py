@@ -38,12 +38,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("coalesce")
 
-# Bytes of one recv. Redis reads as much; a chunk has to hold many requests of a client that pipelines, and no more. But
-# not less than a TLS record, see `TlsSocket`.
+# Bytes of one recv. Redis reads as much; a chunk has to hold many requests of a client that pipelines, and no more.
 _CHUNK = 16 * 1024
-# ... while a request of thousands of arguments arrives: each takes 2 us of everybody's time,
+# ... while a request of thousands of arguments arrives: each takes 2 us of everybody's time. (With TLS it is a record.)
 _SMALL_CHUNK = 2 * 1024
-# ... and while a large value arrives.
+# ... while a large value arrives.
 _LARGE_CHUNK = 256 * 1024
 # Replies up to this size share a piece of the outbox. Bytes.
 _PIECE = 64 * 1024

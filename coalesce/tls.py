@@ -16,6 +16,8 @@ from coalesce.watched import UnusableFileError, WatchedFiles
 if TYPE_CHECKING:
     from coalesce.config import Config
 
+# Bytes of a record, at the most.
+_RECORD = 16 * 1024
 # Bytes that one `send` takes at the most. OpenSSL goes on until all of it has gone or the kernel takes no more: to a
 # client that reads as fast as we encrypt, a value of 512 MB would go in one call, and everybody else would wait.
 _MOST_SENT = 256 * 1024
@@ -30,16 +32,16 @@ class CertificateError(UnusableFileError):
 class TlsSocket(ssl.SSLSocket):
     """Never blocks, and looks like a plain socket that doesn't: BlockingIOError where nothing goes, b"" at the end.
 
-    A `recv` of at least 16 KiB, the longest record, leaves nothing behind in here: OpenSSL reads one record at a time
-    and nothing ahead, so a level-triggered epoll tells of all there is.
+    A `recv` takes 16 KiB at least, the longest record, also when less is asked for, and so leaves nothing behind in
+    here: OpenSSL reads one record at a time and nothing ahead, and a level-triggered epoll tells of all there is.
 
     After a `send` that raised BlockingIOError, the next one has to begin with all of the same bytes: some may have left
     already, and records may have been made of others. More may follow them.
     """
 
-    def recv(self, buflen: int = 16 * 1024, flags: int = 0) -> bytes:
+    def recv(self, buflen: int = _RECORD, flags: int = 0) -> bytes:
         try:
-            return super().recv(buflen, flags)
+            return super().recv(max(buflen, _RECORD), flags)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise BlockingIOError from None  # a part of a record
         except ssl.SSLZeroReturnError:

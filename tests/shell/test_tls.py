@@ -15,9 +15,13 @@ import trio
 from coalesce import greeting, tls
 from coalesce.bytestream import ByteStream
 from coalesce.config import Config, parse_upstream
+from coalesce.core.exchange import Exchange
+from coalesce.core.identity import Identity
+from coalesce.downstream import Clients
 from coalesce.greeting import Greetings
 from coalesce.poller import Poller
 from coalesce.tls import CertificateError, Certificates, TlsSocket
+from tests.core.twins import canonical
 from tests.system.certificates import Authority
 
 if TYPE_CHECKING:
@@ -89,6 +93,22 @@ def test_a_read_of_a_record_leaves_nothing_behind(pair) -> None:
         assert received == data[:size]
         with pytest.raises(BlockingIOError):
             near.recv(RECORD)
+
+
+def test_a_request_of_many_arguments_leaves_nothing_behind_either(pair) -> None:
+    """It is read in small pieces, and nothing more comes that would tell of what was left."""
+    near, far = pair
+    identity = Identity(None, None, 0, 2)
+    exchange = Exchange(identity, lambda _: None)
+    request = canonical([b"MGET", *([b"key"] * 3000)])
+    with closing(Poller()) as poller:
+        clients = Clients(exchange, poller, 10, RECORD, lambda *_: None)
+        clients.welcome(near)
+        for at in range(0, len(request), RECORD):
+            far.send(request[at : at + RECORD])
+            poller.drain(exchange.flush)
+        assert b"".join(exchange.lane(identity).unsent) == request
+        clients.close_all()
 
 
 def test_a_write_that_was_cut_short_goes_on_with_the_same_bytes(pair) -> None:
