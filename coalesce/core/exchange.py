@@ -431,6 +431,21 @@ class Exchange:
         lane.own += 1
         self.enqueue(lane, request, Fence(answer, lambda: self.apart.add(lane.identity), passed))
 
+    def _fence_unsent(self, lane: Lane) -> None:
+        """The first of the transactions that have not left proves anew that EXEC is known: they counted on another
+        connection's proof, or on one that turned out to be none.
+        """
+        if not any(name in piece for piece in lane.unsent for name in _EXEC):
+            return
+        requests, callers = lane.part(), lane.callers
+        end = next((at for at, request in enumerate(requests, 1) if request in _EXEC_REQUESTS), 0)
+        if end:
+            lane.unsent, lane.callers = requests[:end], callers[:end]
+            self.fence(lane)
+            lane.unsent += requests[end:]
+            lane.callers += callers[end:]
+            lane.ends_transactions = True
+
     def send(self, lane: Lane, request: bytes) -> None:
         """The same on a lane that has a stream in place of its FIFO."""
         if not lane.unsent:
@@ -933,12 +948,15 @@ class Exchange:
 
     def lose(self, lane: Lane) -> None:
         """A lane's connection is gone. Clients with a request in flight on it go with it, all others stay."""
+        proven = lane.ends_transactions
         lane.lose()
         if lane.exclusive:
             lane.become(LaneState.CLOSED)
             self._count_out(lane)
             self.leases.lost(lane)
         else:
+            if proven:
+                self._fence_unsent(lane)
             self._relieve(lane)
 
     def fail(self, lane: Lane, why: str) -> None:

@@ -202,6 +202,13 @@ class Lane:
         self.first.append((request, caller))
         caller.owed += 1
 
+    def part(self) -> list[bytes]:
+        """The unsent requests, of which each is a piece by itself afterwards."""
+        if len(self.unsent) != len(self.callers):
+            self.unsent = unpack(b"".join(self.unsent))
+            self._weighed = self._weight = 0
+        return self.unsent
+
     # --- connection ---
 
     def connected(self, link: Link, round_trip: float, now: float = 0.0) -> None:
@@ -293,9 +300,7 @@ class Lane:
     def take_batch(self, now: float) -> bytes:
         """The bytes of the unsent requests, which are in flight from here on: a byte of them may leave (I7)."""
         if self.callers and (self.large or not self.authenticated):
-            if len(self.unsent) != len(self.callers):  # from before a loss, when they took the quick way
-                self.unsent = unpack(b"".join(self.unsent))
-                self._weighed = self._weight = 0
+            self.part()  # from before a loss, when they took the quick way
             most = 1 if self.large else UNAUTHENTICATED_BATCH
             weight = self.unsent_weight()
             unsent, callers = self.unsent[:most], self.callers[:most]

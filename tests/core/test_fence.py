@@ -266,6 +266,43 @@ def test_a_transaction_without_an_end_is_nobody_elses():
     assert (peer.written, peer.closed) == (b"", True)
 
 
+@pytest.mark.parametrize("others", [b"", GET + EVAL], ids=["alone", "among others"])
+def test_nor_is_one_that_had_not_left_when_that_turned_out(others):
+    """It counted on the proof of a connection that is no more."""
+    house = House()
+    lane = house.lanes[0]
+    block = b"".join([BLOCK[0], GET, BLOCK[2]])
+    house.says(house.client()[0], block)
+    lane.send = None  # the socket takes no more
+    house.says(house.client()[0], others + block + GET + block)
+    house.replies(OK + b"+QUEUED\r\n-ERR unknown command 'EXEC', with args beginning with: \r\n+QUEUED\r\n")
+    scripts = others.count(EVAL)
+    assert house.sent() == others + fence(2) * scripts + block + fence(2 + scripts) + GET + block
+    neighbour, peer = house.client()
+    house.says(neighbour, GET)
+    house.replies((b"$-1\r\n:1\r\n" + proof(2)) * scripts + OK + b"+QUEUED\r\n-ERR unknown command\r\n")
+    house.replies(b"+QUEUED\r\n" * 2)
+    assert (peer.written, peer.closed) == (b"", True)
+
+
+def test_a_transaction_that_had_not_left_proves_anew_that_it_ends():
+    """The next connection may lead to another upstream."""
+    house = House()
+    lane = house.lanes[0]
+    block = b"".join([BLOCK[0], GET, BLOCK[2]])
+    answer = OK + b"+QUEUED\r\n*1\r\n$-1\r\n"
+    session, peer = house.client()
+    house.says(session, block)
+    house.replies(answer + proof(1))
+    lane.send = None  # the socket takes no more
+    house.says(session, block + GET)
+    house.exchange.lose(lane)
+    house.says(session, block)
+    assert house.sent() == block + fence(2) + GET + block
+    house.replies(answer + proof(2) + b"$-1\r\n" + answer)
+    assert (peer.written, peer.closed) == (answer * 2 + b"$-1\r\n" + answer, False)
+
+
 def test_requests_that_never_left_are_answered_and_their_fences_forgotten():
     house = House()
     lane = house.lanes[0]
