@@ -393,7 +393,6 @@ class Clients:
 
     async def accept(self, sock: socket.socket) -> None:
         """Accepts until cancelled. Closes the listener at the end, and removes the file of a unix socket."""
-        look_after_clients(sock, self.silence)
         listener = Listener(self, sock)
         self._listeners.append(listener)
         try:
@@ -563,11 +562,14 @@ def _resolve(address: TcpAddress) -> Sequence[tuple[int, int, int, str, Any]]:
     return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
 
 
-def open_listeners(address: Address, socket_mode: int | None = None) -> tuple[list[socket.socket], Address]:
+def open_listeners(
+    address: Address, socket_mode: int | None = None, silence: float = 30.0
+) -> tuple[list[socket.socket], Address]:
     """The listening sockets of an address, and what it really is (port 0 picks one, for all of them). Raises OSError.
 
     A name has a socket for each of its addresses: clients that are given the name try all of them, in whatever order,
-    and somebody else may come to listen where coalesce does not. `socket_mode` is that of the file of a unix socket.
+    and somebody else may come to listen where coalesce does not. `socket_mode` is that of the file of a unix socket,
+    `silence` as for `Clients`.
     """
     if isinstance(address, UnixAddress):
         return [_open_unix_listener(address, socket_mode)], address
@@ -575,7 +577,7 @@ def open_listeners(address: Address, socket_mode: int | None = None) -> tuple[li
     while True:
         attempts -= 1
         try:
-            opened = _open_tcp_listeners(address)
+            opened = _open_tcp_listeners(address, silence)
         except OSError as problem:
             if problem.errno != errno.EADDRINUSE or not attempts:
                 raise
@@ -583,7 +585,7 @@ def open_listeners(address: Address, socket_mode: int | None = None) -> tuple[li
             return opened, TcpAddress(address.host, opened[0].getsockname()[1])
 
 
-def _open_tcp_listeners(address: TcpAddress) -> list[socket.socket]:
+def _open_tcp_listeners(address: TcpAddress, silence: float) -> list[socket.socket]:
     """On one port. An address that this host does not have is passed over, if there is another."""
     port = address.port
     missing: list[OSError] = []
@@ -591,7 +593,7 @@ def _open_tcp_listeners(address: TcpAddress) -> list[socket.socket]:
     with ExitStack() as undo:
         for family, kind, protocol, _, (host, _, *more) in dict.fromkeys(_resolve(address)):
             try:
-                sock = _open_tcp_listener((family, kind, protocol), (host, port, *more))
+                sock = _open_tcp_listener((family, kind, protocol), (host, port, *more), silence)
             except OSError as problem:
                 told = problem if host == address.host else OSError(problem.errno, f"{problem.strerror} ({host})")
                 if problem.errno not in _NOT_OF_THIS_HOST:
@@ -608,11 +610,12 @@ def _open_tcp_listeners(address: TcpAddress) -> list[socket.socket]:
     return opened
 
 
-def _open_tcp_listener(kind: tuple[int, int, int], where: tuple[Any, ...]) -> socket.socket:
+def _open_tcp_listener(kind: tuple[int, int, int], where: tuple[Any, ...], silence: float) -> socket.socket:
     sock = socket.socket(*kind)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)
+        look_after_clients(sock, silence)  # before the first can come
         sock.listen(_BACKLOG)
     except OSError:
         sock.close()

@@ -208,7 +208,7 @@ class Server:
         addresses: list[Address] = []
         for address in self._config.listen:
             try:
-                opened, really = open_listeners(address, self._config.socket_mode)
+                opened, really = open_listeners(address, self._config.socket_mode, self._config.client_silence)
             except OSError as problem:
                 for sock in listeners:
                     close_listener(sock)

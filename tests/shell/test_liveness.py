@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from coalesce.config import Config, TcpAddress, Upstream
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.dial import Dialler
-from coalesce.downstream import Clients
+from coalesce.downstream import Clients, open_listeners
 from coalesce.liveness import Stopwatch, keep_alive, look_after_clients
 from coalesce.poller import READABLE, Poller
 from tests.core.fakes import RecordingLink
@@ -116,6 +117,24 @@ def test_a_client_is_looked_after_as_what_it_holds_demands(pair):
         exchange.replies(lease, b"+OK\r\n", 0.0)
         assert hand.taken == [ours]
         assert keepalive(ours) == (1, 6, 2, 3)
+
+
+async def test_who_comes_before_anybody_accepts_is_looked_after_like_the_others():
+    """Clients come back at the moment in which a new coalesce listens, and have its options as they are then."""
+    exchange = Exchange(BASE, lambda _: None)
+    (sock,), _ = open_listeners(TcpAddress("127.0.0.1", 0))
+    with closing(Poller()) as poller, socket.create_connection(sock.getsockname()):
+        clients = Clients(exchange, poller, 10, 1 << 20, Hand())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(clients.accept, sock)
+            await trio.testing.wait_all_tasks_blocked()
+            poller.drain(exchange.flush)
+            (client,) = clients
+            assert client.sock is not None
+            assert client.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert keepalive(client.sock) == AS_REDIS
+            clients.close_all()
+            nursery.cancel_scope.cancel()
 
 
 async def answer(stream: trio.SocketStream) -> None:
