@@ -503,7 +503,7 @@ class Listener:
                 log.warning("%s: can't accept clients for the moment: %s", self, problem.strerror or problem)
                 self._since = trio.current_time()
             self._failures += 1
-            self.failed.set()
+            self._give_up()
 
     async def in_trouble(self) -> None:
         """Waits until nobody can be accepted. That is said once, and once that it is over, however often it is tried.
@@ -528,7 +528,12 @@ class Listener:
     def fail(self, fault: Exception) -> None:
         """Accepts again after a pause."""
         self._clients.poller.faults.say(str(self), fault, "accepting goes on after a pause")
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """For the while: who pauses has to run before the poller finds that somebody still waits."""
         self.failed.set()
+        self._clients.poller.end_turn()
 
 
 def is_loopback(address: TcpAddress) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import struct
@@ -256,6 +257,34 @@ async def test_nobody_is_accepted_any_more_before_the_listeners_are_closed() -> 
                 poller.drain(exchange.flush)
                 assert exchange.lane(BASE).unsent
                 clients.close_all()
+            nursery.cancel_scope.cancel()
+
+
+class NoDescriptors(socket.socket):
+    """A listener of a process that has none left."""
+
+    attempts = 0
+
+    def accept(self) -> tuple[socket.socket, object]:
+        self.attempts += 1
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+async def test_one_attempt_that_fails_is_enough_for_a_pause() -> None:
+    """Who waits is told of all the time: until the pause begins, the poller would do nothing but try again."""
+    exchange = Exchange(BASE, lambda _: None)
+    with closing(Poller()) as poller, NoDescriptors() as sock, socket.socket() as client, trio.fail_after(5):
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        clients = Clients(exchange, poller, 10, LARGE, no_pin)
+        client.connect(sock.getsockname())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(poller.run, exchange.flush)
+            nursery.start_soon(clients.accept, sock)
+            while not sock.attempts:
+                await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()
+            assert sock.attempts == 1
             nursery.cancel_scope.cancel()
 
 
