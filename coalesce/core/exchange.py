@@ -166,6 +166,8 @@ class Exchange:
         lane = self.lane(self.base)
         session = Session(self, lane, peer, locked=self._judge is not None)
         lane.sessions.add(session)
+        if lane.full and not session.locked:
+            self._throttle(session)  # of many that come, ask and leave, nothing would bound the requests
         return session
 
     def receive(self, session: Session, data: bytes) -> None:
@@ -910,6 +912,7 @@ class Exchange:
             return
         self._say_fault(lane, fault)
         lane.lose_unsent()
+        self._relieve(lane)
 
     def _flush_lane(self, lane: Lane, now: float, held: list[Lane]) -> None:
         if lane.state is LaneState.FAILING:

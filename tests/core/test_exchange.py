@@ -73,6 +73,55 @@ def test_large_requests_that_wait_for_a_connection_stop_the_reading() -> None:
     assert peer.reading
 
 
+def test_those_who_come_ask_and_leave_keep_to_the_limit_of_a_lane() -> None:
+    """What they asked for stays: who came to a lane that is full would add to it without end."""
+    exchange = Exchange(BASE, lambda _: None, Limits(client=10, lane=20, hold_below=0))
+    lane = exchange.lane(BASE)
+    peers = []
+    for _ in range(100):
+        peer = RecordingPeer()
+        session = exchange.connect(peer)
+        if peer.reading:
+            exchange.receive(session, PING * 5)
+            exchange.depart(session)
+            exchange.flush(0.0)
+        else:
+            peers.append((session, peer))
+    assert lane.owed == 20
+    assert len(peers) == 96
+    link = RecordingLink(exchange, lane)
+    exchange.connected(lane, link, 0.0)
+    exchange.flush(0.0)
+    exchange.replies(lane, b"+PONG\r\n" * 20, 0.0)
+    assert all(peer.reading for _, peer in peers)
+    exchange.receive(peers[0][0], PING)
+    exchange.flush(0.0)
+    exchange.replies(lane, b"+PONG\r\n", 0.0)
+    assert peers[0][1].written == b"+PONG\r\n"
+
+
+def test_who_waits_for_a_full_lane_goes_on_after_a_fault_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The requests that filled it are lost with those who sent them, and no reply will come."""
+    said: list[Exception] = []
+    exchange = Exchange(BASE, lambda _: None, Limits(lane=2), say_fault=lambda _, fault: said.append(fault))
+    lane = exchange.lane(BASE)
+    first, second = RecordingPeer(), RecordingPeer()
+    exchange.receive(exchange.connect(first), PING * 3)
+    exchange.flush(0.0)
+    session = exchange.connect(second)
+    assert not second.reading
+    with monkeypatch.context() as patch:
+        patch.setattr(exchange, "_flush_lane", None)
+        exchange.flush(0.0)
+    assert len(said) == 1
+    assert (first.closed, second.closed, second.reading) == (True, False, True)
+    exchange.receive(session, PING)
+    exchange.connected(lane, RecordingLink(exchange, lane), 0.0)
+    exchange.flush(0.0)
+    exchange.replies(lane, b"+PONG\r\n", 0.0)
+    assert second.written == b"+PONG\r\n"
+
+
 def test_a_subscriber_that_turns_out_to_have_left_when_it_is_pinned() -> None:
     """Its connection is closed: a subscription on one that nobody has would be counted, and delivered, for ever."""
     exchange, peer, session, lane, _ = subscriber()
