@@ -588,7 +588,7 @@ class Exchange:
             return
         session.lane.waiting.discard(session)
         session.become(SessionState.GONE)
-        session.reader = None
+        session.reader = session.waiting = None
         session.peer.close()
         self._leave_home(session)
         if session.lease is not None:

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 # (`processCommand`: `discardTransaction`).
 _DISCARDED = (b"-EXECABORT", b"-MOVED", b"-ASK", b"-TRYAGAIN", b"-CROSSSLOT", b"-CLUSTERDOWN")
 
+# Sessions that wait for a lease, from which on it is looked who of them has left.
+_TIDY_AT = 64
+
 
 class Lease:
     """A lane with room for one session."""
@@ -167,6 +170,7 @@ class Leases:
         self._exchange = exchange
         self._idle: dict[Identity, list[Lease]] = {}
         self._queue: deque[tuple[Session, float]] = deque()  # ... and since when
+        self._tidy_at = _TIDY_AT  # its length
 
     # --- lending ---
 
@@ -175,6 +179,9 @@ class Leases:
         session.waiting = arguments
         session.become(SessionState.BORROWING)
         self._queue.append((session, self._exchange.now))
+        if len(self._queue) >= self._tidy_at:  # many come and leave behind one who waits
+            self._queue = deque(each for each in self._queue if each[0].state is SessionState.BORROWING)
+            self._tidy_at = max(_TIDY_AT, 2 * len(self._queue))
         self.serve()
 
     def serve(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import pytest
 
@@ -349,6 +350,28 @@ def test_a_refused_request_that_has_no_reply_is_not_given_one(request_: list[byt
     assert peer.written == no_lease(0)
     assert peer.closed == closed
     assert link.batches == ([] if closed else [canonical([b"GET", b"a"])])
+
+
+def test_those_who_left_while_they_waited_for_a_lease_leave_nothing_behind() -> None:
+    """One who waits on, however long he may, stands before them all."""
+    exchange, _, _, lane, _ = borrower(b"BLPOP", b"k", b"0")
+    exchange.leases.limit = 1
+    block = canonical([b"BLPOP", b"k", b"0"])
+    waiting = RecordingPeer()
+    exchange.receive(exchange.connect(waiting), block)
+    left = []
+    for _ in range(1000):
+        peer = RecordingPeer()
+        left.append(weakref.ref(peer))
+        session = exchange.connect(peer)
+        exchange.receive(session, block)
+        exchange.depart(session)
+    del peer, session
+    assert sum(peer() is not None for peer in left) < 100
+    exchange.replies(lane, b"*-1\r\n", 0.0)
+    exchange.flush(0.0)
+    exchange.replies(lane, b"*-1\r\n", 0.0)
+    assert waiting.written == b"*-1\r\n"
 
 
 def test_a_fault_while_a_batch_is_put_together_loses_nobody() -> None:
