@@ -73,12 +73,18 @@ def pack(arguments: list[bytes]) -> bytes:
 
 
 def unpack(requests: bytes) -> list[bytes]:
-    """Canonical requests, each by itself."""
-    reader = RequestReader()
-    reader.feed(requests)
+    """Canonical requests, each by itself. An inline one may have had more arguments than an array may have here."""
     pieces = []
-    while (arguments := reader.next_request(authenticated=True)) is not None:
-        pieces.append(pack(arguments))
+    position = 0
+    while position < len(requests):
+        start = position
+        end = requests.index(CRLF, position)
+        count = int(requests[position + 1 : end])
+        position = end + 2
+        for _ in range(count):
+            end = requests.index(CRLF, position)
+            position = end + 2 + int(requests[position + 1 : end]) + 2
+        pieces.append(requests[start:position])
     return pieces
 
 

@@ -11,7 +11,7 @@ from coalesce.core.errors import Desync, bulk, no_lane, no_lease
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.core.lane import LARGE, UNAUTHENTICATED_BATCH, UNSENT_LIMIT, Lane, Limits
-from coalesce.core.resp import unpack
+from coalesce.core.resp import ARGUMENTS_OF_A_LANE, unpack
 from coalesce.core.session import Session, SessionState
 
 from .fakes import RecordingLink, RecordingPeer
@@ -410,6 +410,25 @@ def test_requests_of_before_a_loss_on_a_connection_that_wants_a_password() -> No
         exchange.replies(lane, b"".join(bulk(request.split(b"\r\n")[4]) for request in requests), 0.0)
     for number, peer in enumerate(peers):
         assert peer.written == b"".join(bulk(b"%d-%d" % (number, key)) for key in range(6))
+
+
+def test_so_are_more_arguments_than_an_array_may_have_there() -> None:
+    """A line holds as many, and is packed as an array."""
+    exchange = Exchange(BASE, lambda _: None, Limits(hold_below=0))
+    lane = exchange.lane(BASE)
+    peer, neighbour = RecordingPeer(), RecordingPeer()
+    exchange.receive(exchange.connect(neighbour), PING * 2)
+    session = exchange.connect(peer)
+    line = b"DEL" + b" k" * (ARGUMENTS_OF_A_LANE + 1) + b"\r\n"
+    exchange.receive(session, line[:60000])
+    exchange.receive(session, line[60000:])
+    lane.authenticated = False
+    link = RecordingLink(exchange, lane)
+    exchange.connected(lane, link, 0.0)
+    exchange.flush(0.0)
+    assert link.batches == [PING * 2 + canonical([b"DEL"] + [b"k"] * (ARGUMENTS_OF_A_LANE + 1))]
+    exchange.replies(lane, b"-NOAUTH\r\n" * 3, 0.0)
+    assert (peer.written, neighbour.written) == (b"-NOAUTH\r\n", b"-NOAUTH\r\n" * 2)
 
 
 def test_a_half_closed_client_keeps_the_core_until_its_replies_have_been_handed_out() -> None:
