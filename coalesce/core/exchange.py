@@ -282,7 +282,7 @@ class Exchange:
             if session.state is SessionState.FLOWING and free:
                 rest = reader.take() if not reader.in_request else b""
                 reader.feed(rest[self._ride(session, rest.split(CRLF), rest) :])
-        if session.state in _HOLDING and reader.held > HELD_LIMIT:
+        if _holds_enough(session):
             self._throttle(session)
         self.advance(session)
 
@@ -1049,7 +1049,7 @@ class Exchange:
         for session in list(lane.waiting):
             if lane.full:
                 return  # of what the first of them had sent already
-            if session.owed <= self.limits.client // 2:
+            if session.owed <= self.limits.client // 2 and not _holds_enough(session):
                 with contained(session):
                     self.resume(session)
                     self.advance(session)
@@ -1075,6 +1075,11 @@ class Exchange:
 def _has_more(session: Session) -> bool:
     """Whether some of what it sent may be requests that are still to be taken, once it is resumed."""
     return session.throttled and session.reader is not None
+
+
+def _holds_enough(session: Session) -> bool:
+    """Whether no more is kept for it until what it waits for has come."""
+    return session.state in _HOLDING and session.reader is not None and session.reader.held > HELD_LIMIT
 
 
 def _blocks(arguments: list[bytes] | None) -> bool:

@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from coalesce.core.errors import Desync, bulk, no_lane, no_lease
-from coalesce.core.exchange import Exchange
+from coalesce.core.exchange import HELD_LIMIT, Exchange
 from coalesce.core.identity import Identity
 from coalesce.core.lane import LARGE, UNAUTHENTICATED_BATCH, UNSENT_LIMIT, Lane, Limits
 from coalesce.core.resp import ARGUMENTS_OF_A_LANE, unpack
@@ -350,6 +350,31 @@ def test_a_refused_request_that_has_no_reply_is_not_given_one(request_: list[byt
     assert peer.written == no_lease(0)
     assert peer.closed == closed
     assert link.batches == ([] if closed else [canonical([b"GET", b"a"])])
+
+
+def test_who_waits_for_a_lease_and_has_said_enough_is_not_read_whatever_becomes_of_the_lane() -> None:
+    """It had been full in the meantime, and so it is again and again."""
+    exchange, _, _, lease, _ = borrower(b"BLPOP", b"k", b"0")
+    exchange.leases.limit = 1
+    lane = exchange.lane(BASE)
+    exchange.connected(lane, RecordingLink(exchange, lane), 0.0)
+    neighbour = exchange.connect(RecordingPeer())
+    peer = RecordingPeer()
+    session = exchange.connect(peer)
+    exchange.receive(session, canonical([b"BLPOP", b"k", b"0"]))
+    exchange.receive(session, canonical([b"ECHO", b"x" * HELD_LIMIT]))
+    assert not peer.reading
+    lane.limit = 4
+    exchange.receive(neighbour, PING * 4)
+    exchange.flush(0.0)
+    assert lane.full
+    exchange.replies(lane, b"+PONG\r\n" * 4, 0.0)
+    assert not lane.full
+    assert not peer.reading
+    exchange.replies(lease, b"*-1\r\n", 0.0)
+    (lease,) = exchange.leases.of
+    exchange.connected(lease, RecordingLink(exchange, lease), 0.0)
+    assert peer.reading
 
 
 def test_those_who_left_while_they_waited_for_a_lease_leave_nothing_behind() -> None:
