@@ -225,6 +225,15 @@ _FENCED_SUBCOMMANDS = {b"FUNCTION": frozenset((b"LIST", b"LOAD", b"RESTORE")), b
 BLOCKING = _BY_OPTION.union(
     b"BLMOVE BLMOVEM BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN WAIT WAITAOF".split()
 )
+
+# What ends, holds up or releases others, or says what they wait for, in whatever database that is. While an upstream
+# runs a script for long, it takes some of these, and no SELECT before: see lease.py.
+_IN_ANY_DATABASE = {
+    b"CLIENT": frozenset((b"KILL", b"PAUSE", b"UNBLOCK", b"UNPAUSE")),
+    b"FUNCTION": frozenset((b"KILL", b"STATS")),
+    b"SCRIPT": frozenset((b"KILL",)),
+}
+_ALL_IN_ANY_DATABASE = frozenset((b"FAILOVER", b"REPLICAOF", b"SHUTDOWN", b"SLAVEOF"))
 # What begins and ends a transaction; each may be refused, so it is the reply that counts.
 TRANSACTIONAL = frozenset(b"MULTI EXEC DISCARD WATCH UNWATCH".split())
 
@@ -283,6 +292,14 @@ def need_of(arguments: list[bytes]) -> Need:
     if name in _BY_OPTION and _blocks(name, arguments):
         return Need.BORROW
     return row_of(name, arguments[1] if len(arguments) > 1 else None) or Need.PIN
+
+
+def runs_in_any_database(arguments: list[bytes]) -> bool:
+    """Whether a request that needs a connection of its own can do without the session's database."""
+    name = arguments[0].upper()
+    if name in _IN_ANY_DATABASE:
+        return len(arguments) > 1 and arguments[1].upper() in _IN_ANY_DATABASE[name]
+    return name in _ALL_IN_ANY_DATABASE
 
 
 def may_have_no_reply(arguments: list[bytes]) -> bool:

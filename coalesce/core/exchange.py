@@ -374,8 +374,12 @@ class Exchange:
 
     def _dispatch(self, session: Session, arguments: list[bytes]) -> None:
         need = self._need_of(session, arguments)
-        if session.lease is not None:
-            self._dispatch_leased(session, session.lease, arguments, need)
+        lease = session.lease
+        if lease is not None and lease.home != lease.lane.identity:
+            self._settle(session, arguments)  # it is lent for one request, and in another database
+            return
+        if lease is not None:
+            self._dispatch_leased(session, lease, arguments, need)
             return
         match need:
             case Need.RIDE:
@@ -602,8 +606,9 @@ class Exchange:
 
     def _leave_home(self, session: Session) -> None:
         """Its home, the lane that it rides, or rode before it was lent another, counts it no longer."""
+        identity = session.lane.identity if session.lease is None else session.lease.home
         for lanes in (self.lanes, self.large_lanes):
-            home = lanes.get(session.lane.identity)
+            home = lanes.get(identity)
             if home is not None:
                 home.sessions.discard(session)
 
@@ -816,7 +821,8 @@ class Exchange:
             self.resume(session)
         self._leave_home(session)
         session.large = False
-        home = self.lane(session.lane.identity)
+        assert session.lease is not None
+        home = self.lane(session.lease.home)
         self.leases.give_back(session)
         session.lane = home
         home.sessions.add(session)

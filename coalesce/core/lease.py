@@ -11,6 +11,9 @@ A leased connection is a lane with one session on it: the same FIFO, the same wa
 it clean is that nothing is owed on it, no transaction is open, no key is watched, no channel subscribed to. Each of
 these may be refused, so it is the upstream's replies that count, never the requests.
 
+What ends or releases others runs in any database, and is lent a connection to the first one: behind a script that loops
+no other could be selected on a new connection, not even to end it. Nothing else of the session goes there.
+
 Where replies do not pair with requests (subscriptions), or may turn out not to (what pins), the connection's bytes go
 to a stream in place of the FIFO: see stream.py.
 """
@@ -21,7 +24,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import coalesce.core.errors as replies
-from coalesce.core.commands import BLOCKING, TRANSACTIONAL, Need, may_have_no_reply, need_of
+from coalesce.core.commands import BLOCKING, TRANSACTIONAL, Need, may_have_no_reply, need_of, runs_in_any_database
 from coalesce.core.containment import contained
 from coalesce.core.lane import Lane, LaneState
 from coalesce.core.resp import pack
@@ -45,12 +48,13 @@ _TIDY_AT = 64
 class Lease:
     """A lane with room for one session."""
 
-    __slots__ = ("_watching", "asking", "blocking", "dead", "in_doubt", "in_transaction", "lane", "marks", "name",
-                 "session", "stream", "unproven", "used", "waits")  # fmt: skip
+    __slots__ = ("_watching", "asking", "blocking", "dead", "home", "in_doubt", "in_transaction", "lane", "marks",
+                 "name", "session", "stream", "unproven", "used", "waits")  # fmt: skip
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.session: Session | None = None  # None: idle
+        self.home = lane.identity  # of the session; another one for what runs in any database
         self.stream: Subscriber | Verdict | None = None  # what takes the upstream's bytes in place of the FIFO
         self.blocking = 0  # requests under way that may block
         self.waits = 0  # ... those of them that are WAIT,
@@ -197,11 +201,14 @@ class Leases:
 
     def _lend(self, session: Session) -> bool:
         """Whether there was something to lend to the first in the queue."""
-        lease = self._find(session.lane.identity)
+        home = session.lane.identity
+        anywhere = session.waiting and runs_in_any_database(session.waiting)
+        lease = self._find(home._replace(database=0) if anywhere else home)
         if lease is None:
             return False
         self._queue.popleft()
         lease.session = session
+        lease.home = home
         lease.used = True
         session.lease = lease
         self._prepare(lease, session)

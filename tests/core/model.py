@@ -295,7 +295,7 @@ def _answer_client(state: State, subcommand: bytes, arguments: list[bytes]) -> t
             return b"", state._replace(muted=True)
         case [b"REPLY", b"ON"]:
             return b"+OK\r\n", state._replace(muted=False)
-        case [b"MAINT_NOTIFICATIONS", b"OFF"]:
+        case [b"MAINT_NOTIFICATIONS", b"OFF"] | [b"UNPAUSE"]:
             return b"+OK\r\n", state
         case [b"MAINT_NOTIFICATIONS", *_]:  # what a client gets from a Redis that has none
             return b"-ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try CLIENT HELP.\r\n", state

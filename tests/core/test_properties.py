@@ -634,6 +634,7 @@ STATEFUL = [
     [b"MULTI"], [b"MULTI"], [b"multi"], [b"EXEC"], [b"EXEC"], [b"exec"], [b"DISCARD"], [b"WATCH", b"k"], [b"UNWATCH"],
     [b"BLPOP"], [b"BLPOP"], [b"blpop"], [b"MULTI", b"x"], [b"EXEC", b"x"], [b"DISCARD", b"x"], [b"WATCH"],
     [b"SET", b"k"], [b"ASKING"], [b"asking"], [b"WAIT", b"1", b"0"], [b"wait", b"1"], [b"CLIENT", b"LIST"],
+    [b"CLIENT", b"UNPAUSE"], [b"client", b"unpause"],
 ]  # fmt: skip
 SUBSCRIBER = [
     [b"SUBSCRIBE", b"a"], [b"subscribe", b"a"], [b"SUBSCRIBE", b"a", b"b"], [b"SUBSCRIBE", b"b", b"secrets"],
@@ -1163,7 +1164,8 @@ class Proxy(RuleBasedStateMachine):
         """Whoever waits, waits for something; whoever is read from has room."""
         session = client.session
         lease = session.lease
-        homes = [self.exchange.lanes.get(session.lane.identity), self.exchange.large_lanes.get(session.lane.identity)]
+        identity = session.lane.identity if lease is None else lease.home
+        homes = [self.exchange.lanes.get(identity), self.exchange.large_lanes.get(identity)]
         (home,) = [lane for lane in homes if lane is not None and session in lane.sessions]
         assert session.lane is (lease.lane if lease is not None and session.state is not _S.BORROWING else home)
         assert session.lane.state is not LaneState.CLOSED
@@ -1255,7 +1257,9 @@ class Proxy(RuleBasedStateMachine):
             # A transaction that rode as a whole has its EXEC in flight.
             assert session.lease is not None or client.awaits(b"EXEC"), f"{client} lost {client.state}"
         if session.lease is not None and session.state is not _S.BORROWING and client.due is None and not client.got:
-            assert self.upstreams[session.lease.lane].state == client.state
+            state = self.upstreams[session.lease.lane].state
+            assert state._replace(identity=session.lease.home) == client.state
+            assert session.lease.home == session.lease.lane.identity or session.owed
 
     # --- what holds in the end ---
 
