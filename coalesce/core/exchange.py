@@ -166,9 +166,16 @@ class Exchange:
         lane = self.lane(self.base)
         session = Session(self, lane, peer, locked=self._judge is not None)
         lane.sessions.add(session)
-        if lane.full and not session.locked:
-            self._throttle(session)  # of many that come, ask and leave, nothing would bound the requests
+        if lane.full and not session.locked and self._overflows(lane):
+            self._throttle(session)
         return session
+
+    def _overflows(self, lane: Lane) -> bool:
+        """Whether a full lane has so much that not even newcomers are read: many have come, asked and left.
+
+        Usually they are, as one of them may have come to end what all others wait for (SCRIPT KILL).
+        """
+        return lane.owed >= 2 * lane.limit or lane.unsent_weight() >= 2 * UNSENT_LIMIT
 
     def receive(self, session: Session, data: bytes) -> None:
         """HOT. Takes what a client sent; every whole request in it is on its way or waits its turn afterwards.

@@ -74,8 +74,8 @@ def test_large_requests_that_wait_for_a_connection_stop_the_reading() -> None:
     assert peer.reading
 
 
-def test_those_who_come_ask_and_leave_keep_to_the_limit_of_a_lane() -> None:
-    """What they asked for stays: who came to a lane that is full would add to it without end."""
+def test_those_who_come_ask_and_leave_keep_to_twice_the_limit_of_a_lane() -> None:
+    """What they asked for stays: each that came would add to it."""
     exchange = Exchange(BASE, lambda _: None, Limits(client=10, lane=20, hold_below=0))
     lane = exchange.lane(BASE)
     peers = []
@@ -88,17 +88,49 @@ def test_those_who_come_ask_and_leave_keep_to_the_limit_of_a_lane() -> None:
             exchange.flush(0.0)
         else:
             peers.append((session, peer))
-    assert lane.owed == 20
-    assert len(peers) == 96
+    assert lane.owed == 40
+    assert len(peers) == 92
     link = RecordingLink(exchange, lane)
     exchange.connected(lane, link, 0.0)
     exchange.flush(0.0)
-    exchange.replies(lane, b"+PONG\r\n" * 20, 0.0)
+    exchange.replies(lane, b"+PONG\r\n" * 40, 0.0)
     assert all(peer.reading for _, peer in peers)
     exchange.receive(peers[0][0], PING)
     exchange.flush(0.0)
     exchange.replies(lane, b"+PONG\r\n", 0.0)
     assert peers[0][1].written == b"+PONG\r\n"
+
+
+def test_those_who_leave_large_requests_behind_keep_to_twice_their_bytes() -> None:
+    exchange = Exchange(BASE, lambda _: None)
+    for left in range(17):
+        peer = RecordingPeer()
+        session = exchange.connect(peer)
+        assert peer.reading == (left < 16)
+        exchange.receive(session, canonical([b"SET", b"k", b"x" * (UNSENT_LIMIT // 8)]))
+        exchange.depart(session)
+        exchange.flush(0.0)
+
+
+def test_who_comes_to_end_what_all_others_wait_for_is_heard() -> None:
+    """By a connection of its own."""
+    opened: list[Lane] = []
+    exchange = Exchange(BASE, opened.append, Limits(lane=2, hold_below=0))
+    lane = exchange.lane(BASE)
+    exchange.connected(lane, RecordingLink(exchange, lane), 0.0)
+    exchange.receive(exchange.connect(RecordingPeer()), PING * 3)
+    exchange.flush(0.0)
+    assert lane.full
+    kill = canonical([b"SCRIPT", b"KILL"])
+    peer = RecordingPeer()
+    session = exchange.connect(peer)
+    assert peer.reading
+    exchange.receive(session, kill)
+    lease = opened[-1]
+    link = RecordingLink(exchange, lease)
+    exchange.connected(lease, link, 0.0)
+    exchange.flush(0.0)
+    assert link.batches == [kill]
 
 
 def test_who_waits_for_a_full_lane_goes_on_after_a_fault_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +139,7 @@ def test_who_waits_for_a_full_lane_goes_on_after_a_fault_there(monkeypatch: pyte
     exchange = Exchange(BASE, lambda _: None, Limits(lane=2), say_fault=lambda _, fault: said.append(fault))
     lane = exchange.lane(BASE)
     first, second = RecordingPeer(), RecordingPeer()
-    exchange.receive(exchange.connect(first), PING * 3)
+    exchange.receive(exchange.connect(first), PING * 4)
     exchange.flush(0.0)
     session = exchange.connect(second)
     assert not second.reading
