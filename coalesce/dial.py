@@ -18,6 +18,7 @@ import trio
 from coalesce.bytestream import ByteStream
 from coalesce.config import UnixAddress
 from coalesce.core.errors import OPEN_TO_ALL, UpstreamError
+from coalesce.core.lane import ROLE_PRIMARY, ROLE_REPLICA
 from coalesce.core.resp import CRLF, pack, reply_end
 from coalesce.liveness import keep_alive, repeat_often
 from coalesce.passwords import PasswordFileError, read_password
@@ -74,7 +75,8 @@ class Dialled(NamedTuple):
     version: tuple[int, ...] | None  # None: it does not say, or not yet
     software: str  # "redis 7.0.15"
     bulk_limit: int | None  # bytes; None: not asked, or it does not say
-    replica: bool  # it says that it is one
+    primary: bool  # it says that it is one
+    replica: bool  # the same
 
 
 class Dialler:
@@ -388,7 +390,8 @@ async def _shake_hands(stream: ByteStream, identity: Identity, name: bytes, *, a
         version=tuple(map(int, version.split("."))) if version else None,
         software=f"{server} {version}" if version else "version unknown",
         bulk_limit=_bulk_limit(replies[-1]) if ask else None,
-        replica=b"\r\nrole\r\n$7\r\nreplica\r\n" in greeting,
+        primary=ROLE_PRIMARY in greeting,
+        replica=ROLE_REPLICA in greeting,
     )
 
 

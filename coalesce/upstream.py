@@ -284,6 +284,8 @@ class Keeper:
             home = self._exchange.lane(lane.identity)
             if home.state is LaneState.READY and not home.turned_away:
                 lane.outdated = False
+                self._exchange.ask_role(lane.identity, at_once=True)
+                self._exchange.flush(perf_counter())
                 return True
             if home.state is LaneState.FAILING and lane.state is LaneState.DIALLING:
                 self._exchange.fail(lane, home.why_failing)
@@ -341,6 +343,7 @@ class Keeper:
         if dialled.bulk_limit is not None:
             self._exchange.bulk_limit = dialled.bulk_limit
         lane.version = dialled.version
+        lane.primary = dialled.primary
         connection = Connection(dialled.sock, lane, self._exchange, self._poller)
         try:
             self._exchange.connected(lane, connection, dialled.round_trip)

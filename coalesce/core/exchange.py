@@ -30,7 +30,7 @@ from coalesce.core.door import answer_locked, knock
 from coalesce.core.errors import ClientError, unavailable
 from coalesce.core.fence import Fence, hello, ping
 from coalesce.core.identity import Move, move_of
-from coalesce.core.lane import LARGE, UNSENT_LIMIT, Lane, LaneState, Limits
+from coalesce.core.lane import LARGE, ROLE_REPLICA, UNSENT_LIMIT, Lane, LaneState, Limits
 from coalesce.core.lease import Lease, Leases, Witness
 from coalesce.core.resp import ARRAY_HEADERS, BULK_LIMIT, CRLF, LargeRequestError, RequestReader, pack, pack_tuple
 from coalesce.core.session import TAKING, Session, SessionState
@@ -53,6 +53,8 @@ _HOLDING = frozenset((SessionState.SETTLING, SessionState.BORROWING, SessionStat
 _DEFAULTS = Limits()
 # Bytes of requests kept for a session that waits behind what may block. (Redis: client-query-buffer-limit, 1 GB.)
 HELD_LIMIT = 1024 * 1024
+# Seconds between two questions whether the upstream of a lane is still the primary, where no connection is dialled.
+_ASK_EVERY = 1.0
 # Replies in a row that were not large, after which a session leaves the lane for what is large.
 _SMALL_AGAIN = 16
 
@@ -873,6 +875,23 @@ class Exchange:
         else:
             self.leases.renew(lane.identity, dialled=False)  # an older connection may lead elsewhere
 
+    def ask_role(self, identity: Identity, *, at_once: bool) -> None:
+        """A session is about to use another connection of this identity; `at_once`: one that is dialled now.
+
+        It may lead to the new primary after a failover. Who is told +OK there has to find it on the lane, too, which is
+        never told -READONLY if it is only read from. So the upstream of the lane is asked whether it is a replica now,
+        while the other is dialled, which takes longer.
+        """
+        lane = self.lanes.get(identity)
+        if lane is None or lane.link is None or not lane.primary or lane.asked:
+            return
+        if at_once or self.now - lane.asked_at >= _ASK_EVERY:
+            lane.asked = True
+            lane.asked_at = self.now
+            lane.own += 1
+            # By what nobody is refused, and what changes nothing.
+            self.enqueue(lane, pack([b"HELLO", b"%d" % identity.protocol]), _Role(lane))
+
     def keep_alive(self, now: float, idle: float) -> None:
         """Has every lane say something that has not for `idle` seconds: or it is closed (`timeout`), or dead unseen."""
         for lane in [*self.lanes.values(), *self.large_lanes.values()]:
@@ -1123,6 +1142,30 @@ class _Nobody:
 
     def lost(self) -> None:
         """Nobody is told."""
+
+    def fail(self, fault: Exception) -> None:
+        """Nobody's: the connection's, then."""
+        raise fault
+
+
+class _Role:
+    """A place in the FIFO of a lane for our own HELLO: the reply says whether the upstream is a replica."""
+
+    __slots__ = ("_lane", "owed")
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self.owed = 0
+
+    def write(self, data: bytes) -> None:
+        self._lane.asked = False
+        if ROLE_REPLICA in data:
+            self._lane.turned_away = True
+
+    write_more = write
+
+    def lost(self) -> None:
+        self._lane.asked = False
 
     def fail(self, fault: Exception) -> None:
         """Nobody's: the connection's, then."""

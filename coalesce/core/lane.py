@@ -53,6 +53,9 @@ LARGE = 128 * 1024
 # What an upstream says that is not, or not at the moment, the one that should be there: after a failover, the next
 # connection to the same name may lead to the one that is.
 _TURNED_AWAY = (b"-READONLY", b"-LOADING", b"-MASTERDOWN")
+# What HELLO is answered, in part.
+ROLE_PRIMARY = b"\r\nrole\r\n$6\r\nmaster\r\n"
+ROLE_REPLICA = b"\r\nrole\r\n$7\r\nreplica\r\n"
 
 
 class Caller(Protocol):
@@ -137,6 +140,9 @@ class Lane:
         # What the upstream told at the handshake.
         self.authenticated = True
         self.version: tuple[int, ...] | None = None  # of the Redis that it is or is compatible with; None: unknown
+        self.primary = False  # it said that it is one
+        self.asked = False  # ... and is asked whether it still is,
+        self.asked_at = 0.0  # ... or was then
         # Unsent: the pieces of the next batch, and who waits for the replies, one entry a request.
         self.unsent: list[bytes] = []
         self.callers: list[Caller] = []

@@ -209,6 +209,7 @@ class Leases:
         self._queue.popleft()
         lease.session = session
         lease.home = home
+        self._exchange.ask_role(home, at_once=lease.lane.link is None)
         lease.used = True
         session.lease = lease
         self._prepare(lease, session)

@@ -41,6 +41,42 @@ def subscriber() -> tuple[Exchange, RecordingPeer, Session, Lane, RecordingLink]
     return borrower(b"SUBSCRIBE", b"a")
 
 
+def test_a_lane_is_asked_for_its_role_while_another_connection_is_dialled_and_then_once_in_a_while() -> None:
+    """One question at a time: behind a script that loops there may be a thousand dials."""
+    opened: list[Lane] = []
+    exchange = Exchange(BASE, opened.append)
+    lane = exchange.lane(BASE)
+    lane.primary = True
+    link = RecordingLink(exchange, lane)
+    exchange.connected(lane, link, 0.0)
+    hello = canonical([b"HELLO", b"2"])
+
+    def borrows(now: float) -> None:
+        exchange.flush(now)
+        exchange.receive(exchange.connect(RecordingPeer()), canonical([b"WATCH", b"k"]))
+        exchange.flush(now)
+
+    borrows(10.0)
+    borrows(10.0)
+    assert link.batches == [hello]
+    exchange.replies(lane, b"*2\r\n$4\r\nrole\r\n$6\r\nmaster\r\n", 10.0)
+    assert not lane.turned_away
+    for leased in opened[1:]:
+        exchange.connected(leased, RecordingLink(exchange, leased), 0.0)
+    exchange.flush(10.0)
+    for session in list(lane.sessions):
+        exchange.replies(session.lane, b"+OK\r\n", 10.0)
+        exchange.receive(session, canonical([b"UNWATCH"]))
+        exchange.flush(10.0)
+        exchange.replies(session.lane, b"+OK\r\n", 10.0)
+    borrows(10.9)
+    assert link.batches == [hello]
+    borrows(11.0)
+    assert link.batches == [hello, hello]
+    exchange.replies(lane, b"*4\r\n$4\r\nmode\r\n$1\r\nx\r\n$4\r\nrole\r\n$7\r\nreplica\r\n", 11.0)
+    assert lane.turned_away
+
+
 def test_the_end_of_input_of_a_session_that_is_gone() -> None:
     """One round may bring both the loss of the lane and the client's end of input."""
     exchange = Exchange(BASE, lambda _: None)

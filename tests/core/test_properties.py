@@ -230,7 +230,7 @@ class Upstream:
         """It is run as who asked for it."""
         assert self.state.identity == self.lane.identity, f"{request} runs as {self.state.identity}"
         if session is None and not self.lane.exclusive:
-            assert request == OUR_PING
+            assert request in [OUR_PING, [b"HELLO", b"%d" % self.lane.identity.protocol]]
         elif session is None:
             assert self.user is not None
             named = [b"HELLO", b"%d" % self.lane.identity.protocol, b"SETNAME", self.user.name]
@@ -828,6 +828,7 @@ class Proxy(RuleBasedStateMachine):
             self.world.silent |= not pings
             lane.version = (7, 0) if lane.number % 3 == 0 else None
             upstream = self.upstreams[lane] = Upstream(lane, self.world, pings)
+            lane.primary = lane.number % 3 == 1  # so it is asked whether it still is one
             self.exchange.connected(lane, upstream, round_trip)
 
     def refuse(self, lane: Lane, reply: bytes) -> None:

@@ -42,7 +42,7 @@ class Upstream:
         near, far = socket.socketpair()
         near.setblocking(False)
         self._nursery.start_soon(self._serve, trio.socket.from_stdlib_socket(far))
-        return Dialled(near, 0.0, True, None, "", None, False)
+        return Dialled(near, 0.0, True, None, "", None, False, False)
 
     async def _serve(self, sock: trio.socket.SocketType) -> None:
         self.standing += 1

@@ -44,7 +44,7 @@ class Upstream(Dialler):
             await trio.sleep_forever()
         if self.down:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
-        return Dialled(cast("socket.socket", Socket()), 0.0, True, None, "", None, False)
+        return Dialled(cast("socket.socket", Socket()), 0.0, True, None, "", None, False, False)
 
 
 async def ask_for_leases(upstream: Upstream, count: int, problems: list[str]) -> None:

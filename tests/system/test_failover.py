@@ -139,6 +139,66 @@ def test_nobody_comes_back_to_the_old_primary(name, coalesce):
                 assert client.ask("PING") == b"+PONG\r\n"
 
 
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_who_only_reads_on_the_lane_reads_what_it_wrote_elsewhere(name, coalesce, protocol):
+    """The lane is never told -READONLY. But a connection that is dialled now leads to the new primary, and on that a
+    transaction is run, or what blocks, or what is large: it is seen by whoever was told that it was.
+    """
+    with coalesce.connect() as client, coalesce.connect() as other:
+        for each in (client, other):
+            assert each.ask("HELLO", protocol)[:1] in b"*%"
+            assert each.ask("SET", "k", "before") == OK
+        name.fail_over(follow=False)
+        assert client.ask("GET", "k") == bulk("before")
+        assert client.ask("WATCH", "k") == OK
+        assert client.ask("MULTI") == OK
+        assert client.ask("SET", "k", "after") == b"+QUEUED\r\n"
+        assert client.ask("EXEC") == b"*1\r\n+OK\r\n"
+        assert client.ask("GET", "k") == other.ask("GET", "k") == bulk("after")
+        assert client.ask("SET", "k", "now") == OK
+        code, stderr = coalesce.stop()
+        assert code == 0
+        assert stderr.count("going on with a new connection") == 1
+
+
+def test_who_only_reads_on_the_lane_reads_what_it_wrote_after_a_connection_was_lent_again(name, coalesce):
+    """It led to the old primary, which refused the first transaction: so the second has another."""
+    with coalesce.connect() as client:
+        assert client.ask("SET", "k", "before") == client.ask("WATCH", "k") == client.ask("UNWATCH") == OK
+        name.fail_over(follow=False)
+        for value in ("refused", "after"):
+            client.send(pack("WATCH", "k") + pack("MULTI") + pack("SET", "k", value) + pack("EXEC"))
+            last = client.replies(4)[3]
+        assert last == b"*1\r\n+OK\r\n"
+        assert client.ask("GET", "k") == bulk("after")
+
+
+def test_who_only_reads_on_the_lane_follows_when_the_old_primary_is_late(name, coalesce):
+    """The connection that is lent was dialled when both still were primaries."""
+    with coalesce.connect() as client, name.replica.connect() as new:
+        assert client.ask("SET", "k", "before") == OK
+        assert new.ask("REPLICAOF", "NO", "ONE") == OK
+        name.relay.target = ("127.0.0.1", name.replica.port)
+
+        def writes_and_reads() -> bool:
+            client.send(pack("WATCH", "k") + pack("MULTI") + pack("SET", "k", "after") + pack("EXEC"))
+            assert client.replies(4)[3] == b"*1\r\n+OK\r\n"
+            return client.ask("GET", "k") == bulk("after")
+
+        assert not writes_and_reads()  # nobody can know yet
+        name.fail_over(follow=False)
+        eventually(writes_and_reads)
+
+
+def test_who_only_reads_on_the_lane_reads_what_is_large(name, coalesce):
+    with coalesce.connect() as client:
+        assert client.ask("SET", "k", "before") == OK
+        name.fail_over(follow=False)
+        assert client.ask("SET", "big", LARGE) == OK
+        for _ in range(40):
+            assert client.ask("STRLEN", "big") == b":%d\r\n" % len(LARGE)
+
+
 def test_what_is_large_was_turned_away(name, coalesce):
     with coalesce.connect() as client:
         for _ in range(3):
