@@ -399,7 +399,6 @@ class Clients:
             while self._accepting:
                 listener.listen()
                 await listener.in_trouble()
-                listener.rest()
                 await trio.sleep(_PAUSE)
         finally:
             self._listeners.remove(listener)
@@ -476,7 +475,7 @@ class Listener:
         self._works = False  # somebody was accepted after the last of them
 
     def listen(self) -> None:
-        """Accepts clients until something fails."""
+        """Accepts clients until something fails; then it rests."""
         self.failed = trio.Event()
         self._clients.poller.add(self._sock, self, READABLE)
         self._listening = True
@@ -503,7 +502,13 @@ class Listener:
                 log.warning("%s: can't accept clients for the moment: %s", self, problem.strerror or problem)
                 self._since = trio.current_time()
             self._failures += 1
-            self._give_up()
+            self._stop()
+
+    def _stop(self) -> None:
+        """Rests at once: who waits is still to be accepted, and would be told of, and tried, in each round."""
+        self.rest()
+        self.failed.set()
+        self._clients.poller.end_turn()
 
     async def in_trouble(self) -> None:
         """Waits until nobody can be accepted. That is said once, and once that it is over, however often it is tried.
@@ -528,12 +533,7 @@ class Listener:
     def fail(self, fault: Exception) -> None:
         """Accepts again after a pause."""
         self._clients.poller.faults.say(str(self), fault, "accepting goes on after a pause")
-        self._give_up()
-
-    def _give_up(self) -> None:
-        """For the while: who pauses has to run before the poller finds that somebody still waits."""
-        self.failed.set()
-        self._clients.poller.end_turn()
+        self._stop()
 
 
 def is_loopback(address: TcpAddress) -> bool:

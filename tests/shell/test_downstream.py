@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import socket
 import struct
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 BASE = Identity(None, None, 0, 2)
 LARGE = 4 * 1024 * 1024
+
+
+class OwnFaultError(Exception):
+    """What nobody thought of."""
 
 
 def no_pin(*arguments: object) -> None:
@@ -260,32 +265,57 @@ async def test_nobody_is_accepted_any_more_before_the_listeners_are_closed() -> 
             nursery.cancel_scope.cancel()
 
 
-class NoDescriptors(socket.socket):
-    """A listener of a process that has none left."""
-
-    attempts = 0
-
-    def accept(self) -> tuple[socket.socket, object]:
-        self.attempts += 1
-        raise OSError(errno.EMFILE, "Too many open files")
-
-
-async def test_one_attempt_that_fails_is_enough_for_a_pause() -> None:
-    """Who waits is told of all the time: until the pause begins, the poller would do nothing but try again."""
+@pytest.mark.parametrize("problem", [OSError(errno.EMFILE, "Too many open files"), OwnFaultError()], ids=repr)
+async def test_what_fails_is_not_tried_again_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+    problem: Exception,
+) -> None:
+    """Who waits to be accepted goes on to be told of, in each round of the poller."""
+    del autojump_clock
+    caplog.set_level(logging.INFO)
     exchange = Exchange(BASE, lambda _: None)
-    with closing(Poller()) as poller, NoDescriptors() as sock, socket.socket() as client, trio.fail_after(5):
-        sock.bind(("127.0.0.1", 0))
-        sock.listen()
+    (sock,), address = open_listeners(TcpAddress("127.0.0.1", 0))
+    assert isinstance(address, TcpAddress)
+    tried = 0
+    accept = socket.socket.accept
+
+    def failing(listener: socket.socket) -> tuple[socket.socket, tuple[str, int]]:
+        nonlocal tried
+        tried += 1
+        if tried <= 2:
+            raise problem
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", failing)
+    with closing(Poller()) as poller, socket.create_connection((address.host, address.port)) as client:
         clients = Clients(exchange, poller, 10, LARGE, no_pin)
-        client.connect(sock.getsockname())
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(poller.run, exchange.flush)
             nursery.start_soon(clients.accept, sock)
-            while not sock.attempts:
-                await trio.lowlevel.checkpoint()
-            await trio.testing.wait_all_tasks_blocked()
-            assert sock.attempts == 1
+            for times in (1, 2):
+                await trio.sleep(1)
+                for _ in range(3):
+                    poller.drain(exchange.flush)
+                assert tried == times
+            await trio.sleep(1)
+            poller.drain(exchange.flush)
+            assert clients.shared == 1
+            client.sendall(b"GET k\r\n")
+            poller.drain(exchange.flush)
+            assert exchange.lane(BASE).unsent
+            await trio.sleep(1)  # it is said that it is over
+            said = [record.getMessage() for record in caplog.records]
+            clients.close_all()
             nursery.cancel_scope.cancel()
+    where = f"listener 127.0.0.1:{address.port}"
+    if isinstance(problem, OSError):
+        assert said == [
+            f"{where}: can't accept clients for the moment: Too many open files",
+            f"{where}: accepting clients again, after 2.1 s (attempts: 2)",
+        ]
+    else:
+        assert said == [f"{where}: a fault in coalesce, accepting goes on after a pause"] * 2
 
 
 @pytest.mark.parametrize("says", [b"", b"PING\r\n"])
