@@ -293,9 +293,12 @@ class Leases:
         self.serve()
 
     def renew(self, identity: Identity | None = None, *, dialled: bool = True) -> None:
-        """Nobody is lent what is connected now, nor what is being `dialled`; those who have a lease keep it."""
+        """Nobody of an identity is lent what is connected now, nor what is being `dialled`; those who have a lease keep
+        it.
+        """
         for lease in list(self.of.values()):
-            if identity in {None, lease.lane.identity} and (dialled or lease.lane.link is not None):
+            of_it = identity is None or lease.lane.identity in {identity, identity._replace(database=0)}
+            if of_it and (dialled or lease.lane.link is not None):
                 lease.lane.outdated = True
         for lease in [lease for leases in self._idle.values() for lease in leases if lease.lane.outdated]:
             self._hang_up(lease)

@@ -827,6 +827,29 @@ def test_a_lease_that_is_being_dialled_when_the_upstream_is_another() -> None:
     assert link.batches == [canonical([b"WATCH", b"k"])]
 
 
+def test_a_lease_in_the_first_database_when_the_upstream_of_another_one_is_another() -> None:
+    """Nobody may ride there, and so nobody else would tell that an upstream was meant that is no more."""
+    opened: list[Lane] = []
+    exchange = Exchange(BASE._replace(database=1), opened.append)
+    home = opened[0]
+    exchange.connected(home, RecordingLink(exchange, home), 0.0)
+    peer = RecordingPeer()
+    session = exchange.connect(peer)
+    unpause = canonical([b"CLIENT", b"UNPAUSE"])
+    for number in (1, 2):
+        exchange.receive(session, unpause)
+        assert len(opened) == 1 + number
+        assert opened[number].identity == BASE
+        link = RecordingLink(exchange, opened[number])
+        exchange.connected(opened[number], link, 0.0)
+        exchange.flush(0.0)
+        assert link.batches == [unpause]
+        exchange.replies(opened[number], b"+OK\r\n", 0.0)
+        assert peer.written == b"+OK\r\n" * number
+        exchange.lose(home)
+        exchange.connected(home, RecordingLink(exchange, home), 0.0)
+
+
 # --- the door ---
 
 
