@@ -127,6 +127,8 @@ def test_nobody_comes_back_to_the_old_primary(name, coalesce):
         for _ in range(3):
             assert client.ask("GET", "big") == bulk(LARGE)
         assert waiting.ask("WATCH", "k") == waiting.ask("UNWATCH") == OK
+        with name.replica.connect() as replica:
+            assert eventually(lambda: replica.ask("EXISTS", "big") == b":1\r\n")
         name.fail_over(follow=False)
         assert client.ask("SET", "k", "after").startswith(b"-READONLY")
         for number in range(30):
