@@ -298,6 +298,27 @@ def test_split_in_two_at_every_byte(open_pair):
             assert wire.replies(4) == [b"+OK\r\n", bulk("a\r\nb"), bulk("x y"), b"+PONG\r\n"]
 
 
+@pytest.mark.parametrize("hello", [2, 3], ids=["resp2", "resp3"])
+@pytest.mark.parametrize("begun", ["MULTI, SET k v", "MULTI, SET k v, NOSUCH", "WATCH k, MULTI, SET k v", "WATCH k",
+                                   "MULTI, SUBSCRIBE a, BLPOP l 0"])  # fmt: skip
+@pytest.mark.parametrize("in_one_write", [False, True])
+def test_who_leaves_in_a_transaction_has_begun_nothing(open_pair, hello, begun, in_one_write):
+    """Neither is it run, nor is somebody else in it, who comes next."""
+    open_pair.empty()
+    requests = [pack("HELLO", hello), *map(conversations.words, begun.split(", "))]
+    for address in (open_pair.direct.address, open_pair.coalesce.address):
+        with Wire(address) as wire:
+            for request in [b"".join(requests)] if in_one_write else requests:
+                wire.send(request)
+                if not in_one_write:
+                    wire.reply()
+    for control in (open_pair.direct_control, open_pair.behind_control):
+        eventually(lambda control=control: not BUSY_CONNECTION.search(control.ask("CLIENT", "LIST")))
+    next_one = ["EXEC", "GET k", "DISCARD", "WATCH k", "SET k w", "MULTI", "GET k", "EXEC", "PUBLISH a x", "GET k"]
+    open_pair.compare([pack("HELLO", hello), *map(conversations.words, next_one)])
+    open_pair.bystander_is_well()
+
+
 @with_newest
 def test_a_value_of_100_megabytes(open_pair):
     """Of one version: how a large value is carried is told by its length, and all write that alike."""
