@@ -127,7 +127,7 @@ def test_a_subscriber_that_does_not_read(server, calm):
         while listens:
             listens = publisher.ask("PUBLISH", "news", b"x" * size) == b":1\r\n"
             watch.look()
-        assert "unread: closed" in watch.coalesce.stderr
+        eventually(lambda: "unread: closed" in watch.coalesce.stderr)
 
 
 # Those who say little
