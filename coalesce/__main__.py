@@ -120,6 +120,7 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
 @_option("--max-leases", click.IntRange(min=1), "Connections lent to one client each, at a time.")
 @_option("--max-lanes", click.IntRange(min=1), "Shared upstream connections, one for each identity.")
 @_option("--outbox-limit", click.IntRange(min=1), "Bytes of replies kept for a client that does not read.")
+@_option("--clients-memory", click.IntRange(min=1), "Bytes held for all clients; those that hold most are closed.")
 @_option("--upstream-wait", _Number(min=0), "Seconds that requests wait for a lost upstream.")
 @_option(
     "--connect-timeout",

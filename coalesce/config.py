@@ -181,6 +181,10 @@ class Config:
     # Bytes of replies kept for a client that does not read. One reply more than this is always taken, so that a
     # value of any size passes; Redis's own limit for replicas is 256 MB, and for pub/sub 32 MB.
     outbox_limit: int = 64 * 1024 * 1024
+    # Bytes held for all clients together; beyond, those that hold most are closed. Room for the largest value that
+    # there is by default (proto-max-bulk-len, 512 MB) and half a dozen full outboxes beside it; Redis's own limit for
+    # what one client has begun to say is 1 GB (client-query-buffer-limit).
+    clients_memory: int = 1024 * 1024 * 1024
     # Seconds. Long enough for a restart of the upstream, shorter than what client libraries wait for a reply.
     upstream_wait: float = 5.0
     # Seconds for one attempt: connect and handshake; and for the TLS handshake of a client, which takes two round trips

@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import os
 import socket
+import sys
 from collections import deque
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from coalesce.core.containment import contained
 from coalesce.core.errors import MAX_CLIENTS
 from coalesce.greeting import Greetings
 from coalesce.liveness import Pulse, keep_alive, keep_place, look_after_clients
+from coalesce.memory import Memory
 from coalesce.poller import END_OF_INPUT, ERROR, HANG_UP, READABLE, WRITABLE
 
 if TYPE_CHECKING:
@@ -71,8 +73,8 @@ class Client:
     Owns the socket until `pin` hands it on.
     """
 
-    __slots__ = ("_clients", "_closing", "_deaf", "_flags", "_head_sent", "_heeds_end", "_holds", "_outbox",
-                 "_outbox_size", "_parked", "_pulse", "_reading", "_recv", "_send", "number", "session",
+    __slots__ = ("_clients", "_closing", "_deaf", "_flags", "_head_sent", "_heeds_end", "_held_by_core", "_holds",
+                 "_outbox", "_outbox_size", "_parked", "_pulse", "_reading", "_recv", "_send", "number", "session",
                  "sock")  # fmt: skip
 
     def __init__(self, clients: Clients, sock: socket.socket) -> None:
@@ -84,6 +86,7 @@ class Client:
         self._outbox: deque[bytes | bytearray] | None = None  # None: all was sent
         self._outbox_size = 0  # bytes
         self._head_sent = 0  # bytes of its first piece
+        self._held_by_core = 0  # bytes
         self._closing = False
         self._reading = True
         self._heeds_end = False
@@ -134,7 +137,7 @@ class Client:
         """A fault of ours while this client was served: it is closed, and its upstream connection too if it has one."""
         faults = self._clients.poller.faults
         faults.say(str(self), fault, _CLOSED)
-        self._outbox = None
+        self._drop_outbox()
         with faults.contained(str(self), "while it was closed"):
             self._clients.exchange.depart_in_doubt(self.session)
         with faults.contained(str(self), "while it was closed"):
@@ -154,8 +157,7 @@ class Client:
         if not self._parked:
             self._clients.poller.remove(self.sock)
         self._parked = self._deaf = True
-        self._outbox = None
-        self._outbox_size = 0
+        self._drop_outbox()
         if self._closing:
             self._shut()
         else:
@@ -204,6 +206,10 @@ class Client:
         else:
             self._shut()
 
+    def hold(self, size: int) -> None:
+        self._held_by_core = size
+        self._count()
+
     def pin(self, lane: Lane, pending: bytes) -> None:
         """Leaves the poller. What is still in the outbox goes first."""
         sock = self.sock
@@ -213,6 +219,7 @@ class Client:
         self.sock = None
         self._clients.forget(self)
         unsent = b"".join(self._outbox or ())[self._head_sent :]
+        self._drop_outbox()
         keep_alive(sock, self._clients.silence)
         self._clients.start_pin(str(self), sock, unsent, lane, pending)
 
@@ -235,6 +242,21 @@ class Client:
         """Closes at once, whatever is owed."""
         self._break()
 
+    def evict(self, what: str) -> None:
+        """As `Holder`. What is large of its requests, and has not left, is not run."""
+        if self.sock is not None:
+            log.warning("%s is closed: %s", self, what)
+            self._break()
+        self._clients.exchange.withdraw(self.session)
+
+    def _count(self) -> None:
+        self._clients.memory.hold(self, self._held_by_core + self._outbox_size)
+
+    def _drop_outbox(self) -> None:
+        self._outbox = None
+        self._outbox_size = self._head_sent = 0
+        self._count()
+
     def _keep(self, data: bytes) -> None:
         outbox = self._outbox
         assert outbox is not None
@@ -245,6 +267,7 @@ class Client:
         else:
             outbox.append(bytearray(data))
         self._outbox_size += len(data)
+        self._count()
         self._watch()
 
     def _send_outbox(self) -> None:
@@ -259,15 +282,17 @@ class Client:
                 self._head_sent += sent
                 turn -= sent
                 if self._head_sent < len(outbox[0]):
-                    self._watch()
-                    return
+                    break
                 self._head_sent = 0
                 outbox.popleft()
         except (BlockingIOError, InterruptedError):
-            self._watch()
-            return
+            pass
         except OSError:
             self._park()
+            return
+        self._count()
+        if outbox:
+            self._watch()
             return
         self._outbox = None
         if self._closing:
@@ -298,7 +323,7 @@ class Client:
 
     def _break(self) -> None:
         """The connection is of no more use."""
-        self._outbox = None
+        self._drop_outbox()
         self._clients.exchange.depart(self.session)
         self._shut()
 
@@ -334,8 +359,10 @@ class Clients:
         certificates: Certificates | None = None,
         handshake_timeout: float = 5.0,
         silence: float = 30.0,
+        memory: Memory | None = None,
     ) -> None:
         self.exchange = exchange
+        self.memory = Memory(sys.maxsize, poller) if memory is None else memory
         self.poller = poller
         self.outbox_limit = outbox_limit
         self.silence = silence

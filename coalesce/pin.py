@@ -5,7 +5,8 @@ The bytes pass as they are, in both directions. Whatever a client does here, it 
 
 from __future__ import annotations
 
-from contextlib import suppress
+import logging
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -16,12 +17,16 @@ from coalesce.liveness import Pulse
 if TYPE_CHECKING:
     import socket
 
+    from coalesce.memory import Memory
+
+log = logging.getLogger("coalesce")
+
 
 class Pin:
     """One client with its own upstream connection. Owns both sockets. `name` is for logs."""
 
-    def __init__(
-        self, name: str, client: socket.socket, unsent: bytes, upstream: socket.socket, pending: bytes
+    def __init__(  # noqa: PLR0913, PLR0917 (two ends, and what has not reached them)
+        self, name: str, client: socket.socket, unsent: bytes, upstream: socket.socket, pending: bytes, memory: Memory
     ) -> None:
         self.name = name
         self._client = ByteStream(client)
@@ -32,14 +37,21 @@ class Pin:
         self._all = trio.CancelScope()
         self.pulse = Pulse(upstream)
         self.client_pulse = Pulse(client)
+        self._memory = memory
+        self._count()
+
+    def __str__(self) -> str:
+        return self.name
 
     async def run(self) -> None:
         """Serves the client until either side ends."""
-        with self._client, self._upstream, self._all:
+        with self._client, self._upstream, closing(self), self._all:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._forward_requests)
                 with suppress(OSError):  # either side left
                     await self._client.send_all(self._unsent)
+                    self._unsent = b""
+                    self._count()
                     await self._pass(self._upstream, self._client)
                 # Without replies to come there is nothing left to do for this client.
                 nursery.cancel_scope.cancel()
@@ -48,6 +60,7 @@ class Pin:
         with suppress(OSError):
             await self._upstream.send_all(self._pending)
             self._pending = b""
+            self._count()
             with self._input:
                 await self._pass(self._client, self._upstream)
             # The upstream sees that no more is sent: it answers what it has, gives up what blocks, and closes.
@@ -61,6 +74,21 @@ class Pin:
     def give_up(self) -> None:
         """Closes both sides at once."""
         self._all.cancel()
+
+    def evict(self, what: str) -> None:
+        """As `Holder`."""
+        log.warning("%s is closed: %s", self, what)
+        self.give_up()
+        self.close()
+
+    def close(self) -> None:
+        """Holds nothing any more."""
+        self._unsent = self._pending = b""
+        self._count()
+
+    def _count(self) -> None:
+        """(What has been sent of either is kept until all has.)"""
+        self._memory.hold(self, len(self._unsent) + len(self._pending))
 
     def drain(self) -> None:
         """Goes on as if the client had sent no more."""

@@ -77,7 +77,7 @@ class Poller:
         self._turn_is_over = False
         self.rounds = 0  # until now: for members whose part in one is limited
         self._in_round = False
-        self._to_close: list[socket.socket] = []
+        self._at_end: list[Callable[[], None]] = []  # of the round
         self._to_close_at_leisure: deque[socket.socket] = deque()
         self._events = 0  # in this window
         self._window_ends = 0.0
@@ -114,12 +114,16 @@ class Poller:
         elif at_leisure:
             self._to_close_at_leisure.append(sock)
         else:
-            self._to_close.append(sock)
+            self._at_end.append(sock.close)
+
+    def at_end_of_round(self, call: Callable[[], None]) -> None:
+        """Has something done when nobody is in the middle of anything: at the end of this round, or of the next."""
+        self._at_end.append(call)
 
     def _end_round(self) -> None:
-        for sock in self._to_close:
-            sock.close()
-        self._to_close.clear()
+        for call in self._at_end:  # (more may be added meanwhile)
+            call()
+        self._at_end.clear()
         waiting = self._to_close_at_leisure
         for _ in range(min(len(waiting), max(_CLOSES, int(len(waiting) * _CLOSES_OF_MANY)))):
             waiting.popleft().close()
@@ -176,7 +180,7 @@ class Poller:
                         member.on_ready(flags)
                     except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
                         member.fail(fault)
-            if self._to_close or self._to_close_at_leisure:
+            if self._at_end or self._to_close_at_leisure:
                 self._end_round()
             self._in_round = False
             now = perf_counter()

@@ -34,6 +34,7 @@ from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.dial import DialError, Dialler, NotLetInError, Refused
 from coalesce.downstream import Clients, close_listener, is_loopback, is_of_this_host, open_listeners
 from coalesce.liveness import watch, watch_clients
+from coalesce.memory import Memory
 from coalesce.passwords import ClientPasswords, PasswordFileError
 from coalesce.pin import Pin
 from coalesce.poller import Poller
@@ -112,6 +113,7 @@ class Server:
         self._exchange = Exchange(base, self._open_lane, limits, secret, judge, self._say_fault)
         # (An identity has a lane, and another for what is large.)
         max_clients = allowed_clients(config.max_clients, config.max_leases + 2 * config.max_lanes + _OTHER_DESCRIPTORS)
+        self._memory = Memory(config.clients_memory, self.poller)
         self._keeper = Keeper(self._exchange, self.poller, self._dialler, config.upstream_wait)
         self._clients = Clients(
             self._exchange,
@@ -122,6 +124,7 @@ class Server:
             certificates,
             config.connect_timeout,
             config.client_silence,
+            self._memory,
         )
 
     async def serve(self, task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED) -> Summary:
@@ -282,7 +285,8 @@ class Server:
             undo.callback(lane.link.discard)
             upstream, rest = lane.link.release()
             undo.callback(self.poller.close_removed, upstream)
-            pin = Pin(name, sock, unsent, upstream, rest + pending)
+            pin = Pin(name, sock, unsent, upstream, rest + pending, self._memory)
+            undo.callback(pin.close)
             if self._draining:
                 pin.drain()
             self._nursery.start_soon(self._run_pin, pin)
@@ -321,6 +325,7 @@ class Server:
                 not_before = now + patience  # what they wait for has not been looked at either
             looked = now
             self._dialler.expire()
+            self._memory.relieve()  # of what was kept outside of the poller's rounds
             if now >= not_before:
                 self._clients.expire()
                 self._exchange.expire(now, patience)

@@ -29,6 +29,7 @@ from coalesce.core.containment import contained
 from coalesce.core.door import answer_locked, knock
 from coalesce.core.errors import ClientError, unavailable
 from coalesce.core.fence import Fence, hello, ping
+from coalesce.core.held import Large, weigh
 from coalesce.core.identity import Move, move_of
 from coalesce.core.lane import LARGE, ROLE_REPLICA, UNSENT_LIMIT, Lane, LaneState, Limits
 from coalesce.core.lease import Lease, Leases, Witness
@@ -314,6 +315,7 @@ class Exchange:
                 self._end(session, b"")
         if session.ended and (session.lease is None or session.lease.lane is not self._handing_out):
             self._look_at_end(session)
+        weigh(session)
 
     def _take_requests(self, session: Session, reader: RequestReader, most: int | None) -> None:
         taken = 0
@@ -392,12 +394,7 @@ class Exchange:
             return
         match need:
             case Need.RIDE:
-                if sum(map(len, arguments)) >= LARGE and not self._ride_large(session):
-                    self._settle(session, arguments)
-                    return
-                self.enqueue(session.lane, pack(arguments), session)
-                if is_fenced(arguments) and session.lane.authenticated:
-                    self.fence(session.lane)
+                self._dispatch_riding(session, arguments)
             case Need.CLIENT_STATE:
                 form = shared_form(session, arguments)
                 if form is None:
@@ -411,19 +408,51 @@ class Exchange:
             case _:  # (before AUTH, versions differ in what they say to RESET and POST: each says it itself)
                 self._settle(session, arguments)
 
+    def _dispatch_riding(self, session: Session, arguments: list[bytes]) -> None:
+        if sum(map(len, arguments)) < LARGE:
+            self.enqueue(session.lane, pack(arguments), session)
+        elif self._ride_large(session):
+            self._enqueue_large(session, pack(arguments))
+        else:
+            self._settle(session, arguments)
+            return
+        if is_fenced(arguments) and session.lane.authenticated:
+            self.fence(session.lane)
+
+    def _enqueue_large(self, session: Session, request: bytes) -> None:
+        caller = Large(session, session, len(request))
+        self.enqueue(session.lane, request, caller)
+        session.lane.withdrawable[caller] = request
+
+    def withdraw(self, session: Session) -> None:
+        """Of a session that is over, what is large and has not left gives way: see held.py."""
+        identity = session.lane.identity
+        for lane in (self.lanes.get(identity), self.large_lanes.get(identity)):
+            if lane is not None:
+                for caller in [it for it in lane.withdrawable if it.session is session]:
+                    lane.withdraw(caller)
+                    caller.release()
+
     def _dispatch_leased(self, session: Session, lease: Lease, arguments: list[bytes], need: Need) -> None:
         name = arguments[0].upper()
         blocks = _blocks(arguments)
+        size = sum(map(len, arguments))
         if lease.stream is not None:
-            if need in {Need.RIDE, Need.BORROW, Need.SUBSCRIBE} and not blocks:
+            # (When a large one has left is not known here; a pin has backpressure.)
+            if need in {Need.RIDE, Need.BORROW, Need.SUBSCRIBE} and not blocks and size < LARGE:
                 self.send(lease.lane, pack(arguments))
             else:
                 self._settle(session, arguments)
         elif need in {Need.RIDE, Need.BORROW, Need.TRANSACTION, Need.ASKING}:
             lease.asking = need is Need.ASKING
             lease.unproven |= is_fenced(arguments)
-            witness = Witness(session, lease, name) if blocks or name in TRANSACTIONAL else session
-            self.enqueue(lease.lane, pack(arguments), witness)
+            caller: Caller = session
+            if blocks or name in TRANSACTIONAL:
+                caller = Witness(session, lease, name)
+                lease.held += size if size >= LARGE else 0  # of these there are few
+            elif size >= LARGE:
+                caller = Large(session, lease, size)
+            self.enqueue(lease.lane, pack(arguments), caller)
         elif need is Need.WAIT and not session.owed and not lease.in_transaction:
             lease.asking = False
             for request, caller in wait.requests(session, lease, arguments):
@@ -606,6 +635,7 @@ class Exchange:
         self._leave_home(session)
         if session.lease is not None:
             self.leases.give_back(session)
+        weigh(session)
 
     def depart_in_doubt(self, session: Session) -> None:
         """As `depart`, after a fault of ours: nobody else gets the connection that it was lent."""
@@ -768,6 +798,8 @@ class Exchange:
         session.lane = lease.lane  # (its home lane still counts it)
         session.become(SessionState.LEASED)
         need = self._need_of(session, arguments) if arguments else None
+        if need in {Need.SUBSCRIBE, Need.PIN, Need.IDENTITY}:
+            lease.held = sum(map(len, arguments))
         if need is Need.IDENTITY and (arguments[0].upper() != b"HELLO" or len(arguments) == 2):
             need = Need.PIN  # refused, these change nothing; HELLO with options may have done half of them
         match need:
@@ -807,7 +839,7 @@ class Exchange:
             session.peer.write(rest)
             if session.lease is None:
                 return  # the client turned out to have left
-        session.lease = None
+        session.lease = session.waiting = None
         reader, session.reader = session.reader, None
         unsent = b"".join(lane.unsent)
         lane.drop_unsent()
@@ -818,6 +850,7 @@ class Exchange:
         lane.waiting.discard(session)
         self._leave_home(session)
         session.become(SessionState.PINNED)
+        weigh(session)
         session.peer.pin(lane, pending)
 
     def _flow_again(self, session: Session) -> None:
@@ -973,9 +1006,10 @@ class Exchange:
             if lane.had_large:
                 callers, lane.had_large = lane.had_large, []
                 for caller in callers:
-                    if isinstance(caller, Session):
-                        with contained(caller):
-                            self._had_large(caller)
+                    session = caller.session if isinstance(caller, Large) else caller
+                    if isinstance(session, Session):
+                        with contained(session):
+                            self._had_large(session)
         if lease is not None and lease.session is not None and lease.session.ended:
             self._look_at_end(lease.session)
         if lane.full:
@@ -1009,6 +1043,7 @@ class Exchange:
             self.dirty.append(home)
         home.unsent += large.unsent
         home.callers += large.callers
+        home.withdrawable |= large.withdrawable
         large.drop_unsent()
         large.full = False
         home.waiting |= large.waiting

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from coalesce.core.containment import contained
 from coalesce.core.errors import Desync, UpstreamError
 from coalesce.core.fence import Fence
-from coalesce.core.resp import CRLF, SHORT_LENGTHS, Passage, skip_elements, unpack
+from coalesce.core.resp import CRLF, SHORT_LENGTHS, Passage, pack, skip_elements, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from coalesce.core.held import Large
     from coalesce.core.identity import Identity
     from coalesce.core.session import Session
 
@@ -56,6 +57,9 @@ _TURNED_AWAY = (b"-READONLY", b"-LOADING", b"-MASTERDOWN")
 # What HELLO is answered, in part.
 ROLE_PRIMARY = b"\r\nrole\r\n$6\r\nmaster\r\n"
 ROLE_REPLICA = b"\r\nrole\r\n$7\r\nreplica\r\n"
+
+
+_PING = pack([b"PING"])
 
 
 class Caller(Protocol):
@@ -146,6 +150,7 @@ class Lane:
         # Unsent: the pieces of the next batch, and who waits for the replies, one entry a request.
         self.unsent: list[bytes] = []
         self.callers: list[Caller] = []
+        self.withdrawable: dict[Large, bytes] = {}  # the large ones among them that others share the lane with
         self.first: deque[tuple[bytes, Caller]] = deque()  # unsent, too: each waits for a batch that it can begin
         self._weighed = 0  # how many pieces of `unsent` have been looked at for their length,
         self._weight = 0  # ... and their bytes
@@ -212,8 +217,17 @@ class Lane:
         """The unsent requests, of which each is a piece by itself afterwards."""
         if len(self.unsent) != len(self.callers):
             self.unsent = unpack(b"".join(self.unsent))
+            for large in self.withdrawable:
+                self.withdrawable[large] = self.unsent[self.callers.index(large)]
             self._weighed = self._weight = 0
         return self.unsent
+
+    def withdraw(self, caller: Large) -> None:
+        """A PING leaves in place of this withdrawable request."""
+        request = self.withdrawable.pop(caller)
+        at = next(index for index, piece in enumerate(self.unsent) if piece is request)
+        self.unsent[at] = _PING
+        self._weighed = self._weight = 0
 
     # --- connection ---
 
@@ -277,6 +291,7 @@ class Lane:
         """Forgets the requests that never left, of callers that are no more."""
         self.unsent = []
         self.callers = []
+        self.withdrawable = {}
         self.first.clear()
         self._weighed = self._weight = 0
 
@@ -313,9 +328,13 @@ class Lane:
             del self.unsent[:most], self.callers[:most]
             self._weighed = len(self.unsent)
             self._weight = weight - sum(map(len, unsent))
+            if self.withdrawable:
+                self.withdrawable = {it: request for it, request in self.withdrawable.items() if it not in callers}
         else:
             unsent, callers = self.unsent, self.callers
             self.unsent, self.callers = [], []
+            if self.withdrawable:
+                self.withdrawable = {}
             self._weighed = self._weight = 0
         if self.first:
             request, caller = self.first.popleft()

@@ -48,8 +48,8 @@ _TIDY_AT = 64
 class Lease:
     """A lane with room for one session."""
 
-    __slots__ = ("_watching", "asking", "blocking", "dead", "home", "in_doubt", "in_transaction", "lane", "marks",
-                 "name", "session", "stream", "unproven", "used", "waits")  # fmt: skip
+    __slots__ = ("_watching", "asking", "blocking", "dead", "held", "home", "in_doubt", "in_transaction", "lane",
+                 "marks", "name", "session", "stream", "unproven", "used", "waits")  # fmt: skip
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
@@ -59,6 +59,7 @@ class Lease:
         self.blocking = 0  # requests under way that may block
         self.waits = 0  # ... those of them that are WAIT,
         self.marks = 0  # ... and the requests of our own that go before it: see wait.py
+        self.held = 0  # bytes of large requests of its session
         self.asking = False  # ASKING, for the next request
         self.name: bytes | None = b""  # of the client that had it last; None: in doubt
         self.dead = False  # never to be lent again
@@ -272,6 +273,7 @@ class Leases:
         lease, session.lease = session.lease, None
         assert lease is not None
         lease.session = None
+        lease.held = 0
         lease.lane.waiting.discard(session)
         if lease.dead:
             return

@@ -55,6 +55,9 @@ ARRAY_HEADERS = {b"*%d" % count: count for count in range(1, 1025)}
 _CROWD = 128
 _SMALL = 2048
 
+# What an argument takes besides its bytes: an object (33 bytes, and up to 15 to the next multiple of 16), and a place.
+_ARGUMENT = 56
+
 # hiredis builds a request aside and then copies it, so a large one would stand in memory once more. Bytes.
 _LARGE = 1024 * 1024
 
@@ -99,7 +102,7 @@ class RequestReader:
     Scanning resumes where it stopped: a value of 100 MB in 6,000 chunks costs 6,000 steps, not 6,000 scans.
     """
 
-    __slots__ = ("_arguments", "_buffer", "_bulk", "_missing", "_position", "bulk_limit")
+    __slots__ = ("_arguments", "_buffer", "_bulk", "_missing", "_position", "_taken", "bulk_limit")
 
     def __init__(self, bulk_limit: int = BULK_LIMIT) -> None:
         self._buffer = bytearray()
@@ -107,6 +110,7 @@ class RequestReader:
         self._missing = 0  # arguments still to come; 0 is "between requests"
         self._bulk = -1  # length of the argument that is being read, -1 when its header is still to come
         self._arguments: list[bytes] = []
+        self._taken = 0  # what these take, in bytes
         self.bulk_limit = bulk_limit
 
     def __repr__(self) -> str:
@@ -124,6 +128,11 @@ class RequestReader:
     def held(self) -> int:
         """How many bytes `pending` has."""
         return len(self._buffer)
+
+    @property
+    def weight(self) -> int:
+        """How many bytes it takes: `held`, and once more the arguments of the request that is being read."""
+        return len(self._buffer) + self._taken
 
     @property
     def empty(self) -> bool:
@@ -229,10 +238,12 @@ class RequestReader:
             if len(self._buffer) < end + 2:
                 return None
             self._arguments.append(bytes(memoryview(self._buffer)[self._position : end]))
+            self._taken += self._bulk + _ARGUMENT
             self._position = end + 2  # Redis does not look at the two bytes behind a value either
             self._bulk = -1
             self._missing -= 1
         arguments, self._arguments = self._arguments, []
+        self._taken = 0
         return arguments
 
     def _read_count(self, authenticated: bool) -> int | None:

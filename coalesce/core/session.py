@@ -49,6 +49,9 @@ class Peer(Protocol):
     def fail(self, fault: Exception, /) -> None:
         """A fault of ours while this client was served: says so, and closes at once. The session departs with it."""
 
+    def hold(self, size: int, /) -> None:
+        """The core now holds so many bytes for this client, and goes on to say so after it has left: see held.py."""
+
     def pin(self, lane: Lane, pending: bytes, /) -> None:
         """Goes on for good with the connection of this lane, which is over; `pending`: requests that were not sent.
 
@@ -92,9 +95,9 @@ TAKING = frozenset((_S.FLOWING, _S.LEASED))
 class Session:
     """One client's conversation. Whoever connects it owns it; lanes only refer to it."""
 
-    __slots__ = ("_exchange", "ended", "flowing", "lane", "large", "last_words", "lease",
-                 "locked", "name", "owed", "peer", "reader", "small", "state", "throttled",
-                 "waiting", "write")  # fmt: skip
+    __slots__ = ("_exchange", "ended", "flowing", "held", "lane", "large", "last_words",
+                 "lease", "locked", "name", "owed", "peer", "reader", "small", "state",
+                 "throttled", "told", "waiting", "write")  # fmt: skip
 
     def __init__(self, exchange: Exchange, lane: Lane, peer: Peer, *, locked: bool = False) -> None:
         self._exchange = exchange
@@ -113,6 +116,8 @@ class Session:
         self.large = False  # moves large values: is to ride the lane for these, as soon as it is owed nothing
         self.small = 0  # replies in a row that were not large, while it does
         self.name = b""  # CLIENT SETNAME
+        self.held = 0  # bytes of its large requests on shared lanes
+        self.told = 0  # bytes that its peer knows of: see held.py
         self.lease: Lease | None = None  # whose lane is this session's, while LEASED
         self.rewire()
 

@@ -46,6 +46,9 @@ class Peer:
     def fail(self, fault: Exception) -> None:
         raise fault
 
+    def hold(self, size: int) -> None:
+        raise AssertionError(f"{size} bytes should have left at once")
+
     def pin(self, lane: Lane, pending: bytes) -> None:
         raise AssertionError(f"{pending!r} should ride, not be pinned to {lane!r}")
 

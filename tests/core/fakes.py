@@ -19,6 +19,7 @@ class RecordingPeer:
         self.breaks_with: Callable[[], None] | None = None  # what a write comes to when the socket is broken
         self.reading = True
         self.closed = False
+        self.held = 0
         self.pinned: tuple[Lane, bytes] | None = None
 
     def write(self, data: bytes) -> None:
@@ -38,6 +39,9 @@ class RecordingPeer:
 
     def fail(self, fault: Exception) -> None:
         raise fault
+
+    def hold(self, size: int) -> None:
+        self.held = size
 
     def pin(self, lane: Lane, pending: bytes) -> None:
         self.pinned = lane, pending

@@ -18,6 +18,8 @@ from .fakes import RecordingLink, RecordingPeer
 from .twins import canonical, read_requests
 
 BASE = Identity(None, None, 0, 2)
+# Bytes of a value: what is large is the affair of a connection for good.
+NOT_LARGE = LARGE - 1024
 SUBSCRIBED = b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n"
 UNSUBSCRIBED = b"*3\r\n$11\r\nunsubscribe\r\n$1\r\na\r\n:0\r\n"
 
@@ -207,8 +209,8 @@ def test_a_subscriber_that_was_stopped_is_read_from_again() -> None:
     exchange, peer, session, lane, _ = subscriber()
     exchange.replies(lane, bulk(b"secret 1") + SUBSCRIBED, 0.0)
     send, lane.send = lane.send, None  # the socket is full
-    for _ in range(2):
-        exchange.receive(session, canonical([b"PING", b"x" * UNSENT_LIMIT]))
+    for _ in range(UNSENT_LIMIT // NOT_LARGE + 2):
+        exchange.receive(session, canonical([b"PING", b"x" * NOT_LARGE]))
         exchange.flush(0.0)
     assert not peer.reading
     lane.send = send

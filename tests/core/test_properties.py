@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 import coalesce.core.exchange as exchange_module
 from coalesce.core.errors import UNMARKED, UpstreamError, no_lease
 from coalesce.core.exchange import Exchange
+from coalesce.core.held import Large
 from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.core.session import Session, SessionState
@@ -230,7 +231,7 @@ class Upstream:
         """It is run as who asked for it."""
         assert self.state.identity == self.lane.identity, f"{request} runs as {self.state.identity}"
         if session is None and not self.lane.exclusive:
-            assert request in [OUR_PING, [b"HELLO", b"%d" % self.lane.identity.protocol]]
+            assert request in (OUR_PING, [b"PING"], [b"HELLO", b"%d" % self.lane.identity.protocol])
         elif session is None:
             assert self.user is not None
             named = [b"HELLO", b"%d" % self.lane.identity.protocol, b"SETNAME", self.user.name]
@@ -290,6 +291,7 @@ class Client:
         # Told by the core.
         self.reading = True
         self.heeds_end = False
+        self.held = 0
         self.closed = False
         self.pinned_to: Upstream | None = None
         # What the oracle knows.
@@ -333,6 +335,10 @@ class Client:
 
     def fail(self, fault: Exception) -> None:
         raise fault
+
+    def hold(self, size: int) -> None:
+        assert size != self.held
+        self.held = size
 
     def pin(self, lane: Lane, pending: bytes) -> None:
         assert self.here
@@ -780,6 +786,18 @@ class Proxy(RuleBasedStateMachine):
             client.leaves()
 
     @step(who=pick)
+    def holds_most(self, who: int) -> None:
+        """It is closed, and what it left behind is withdrawn; or that of one who left long ago."""
+        if self.clients:
+            client = self.clients[who % len(self.clients)]
+            if client.pinned_to is None:
+                if client.here:
+                    client.leaves()
+                self.exchange.withdraw(client.session)
+                unsent = [it for lane in self.lanes if not lane.exclusive for it in lane.callers]
+                assert client.session not in [it.session for it in unsent if isinstance(it, Large) and it._size]
+
+    @step(who=pick)
     def breaks(self, who: int) -> None:
         """Nobody notices before the next write."""
         client = self.somebody(who)
@@ -1121,6 +1139,7 @@ class Proxy(RuleBasedStateMachine):
             client.judge()
         self.check_sessions()
         self.check_leases()
+        self.check_held()
 
     def check_lanes(self) -> None:
         for lane in self.world.opened:
@@ -1160,6 +1179,33 @@ class Proxy(RuleBasedStateMachine):
                 assert session.state in {SessionState.GONE, SessionState.PINNED}
                 assert session.lease is None
                 assert session not in self.exchange.sessions
+
+    def check_held(self) -> None:
+        """What each client is told is held for it, is."""
+        held: Counter[Session] = Counter()
+        for lane in self.world.opened:
+            unsent = set()
+            for caller in [*lane.in_flight, *lane.callers]:
+                if isinstance(caller, Large):
+                    held[caller.session] += caller._size
+                    unsent.add(caller)
+            assert unsent.issuperset(lane.withdrawable)
+            assert set(lane.withdrawable) == {it for it in lane.callers if isinstance(it, Large)} or lane.exclusive
+            for request in lane.withdrawable.values():
+                assert any(piece is request for piece in lane.unsent)
+        for client in self.clients:
+            session = client.session
+            if session.reader is not None:
+                begun = session.reader._arguments
+                held[session] += len(session.reader.pending) + sum(map(len, begun)) + 56 * len(begun)
+            held[session] += sum(map(len, session.waiting or []))
+            lease = session.lease
+            large_alone = lease.held if lease is not None else 0
+            in_fifo = sum(
+                it._size for it in [*lease.lane.callers, *lease.lane.in_flight] if isinstance(it, Large)
+            ) if lease is not None else 0
+            assert large_alone >= in_fifo
+            assert client.held == held[session] + large_alone - in_fifo, client
 
     def check_progress(self, client: Client) -> None:
         """Whoever waits, waits for something; whoever is read from has room."""
@@ -1285,6 +1331,7 @@ class Proxy(RuleBasedStateMachine):
                 break
         for lane in self.lanes:
             assert not lane.owed, f"{lane!r} still owes"
+        assert not any(client.held for client in self.clients)
         assert not self.world.pinned
         for client in self.clients:
             if client.here:
@@ -1308,6 +1355,8 @@ _S = SessionState
 
 def _session_of(caller: object) -> Session | None:
     """A place in the FIFO is the session's own, or stands for one of its requests, or is of nobody."""
+    if isinstance(caller, Large):
+        return caller.session if caller._size else None  # withdrawn: a PING is in its place
     return caller if isinstance(caller, Session) else getattr(caller, "_session", None)
 
 

@@ -221,6 +221,9 @@ class Client:
     def fail(self, fault: Exception) -> None:
         raise fault
 
+    def hold(self, size: int) -> None:
+        """That is the matter of test_properties.py."""
+
     def pin(self, lane: Lane, pending: bytes) -> None:
         assert not self.closed
         assert lane.state is LaneState.CLOSED

@@ -82,15 +82,17 @@ class Neighbour:
 
 
 class Watch:
-    """Looks after a neighbour, the lanes and coalesce's memory. `bound`: bytes that the attackers may take in all.
+    """Looks after a neighbour, the lanes and coalesce's memory. `bound`: bytes that the attackers may take in all;
+    `kept`: those that coalesce may keep.
 
     `calm` is a coalesce before the same server that nobody attacks. Its neighbour has a window whenever the other has
     one, so what the machine does to both is in both figures.
     """
 
-    def __init__(self, server: RedisServer, coalesce: Coalesce, calm: Coalesce, bound: int) -> None:
+    def __init__(self, server: RedisServer, coalesce: Coalesce, calm: Coalesce, bound: int, kept: int) -> None:
         self.coalesce = coalesce
         self._bound = bound
+        self._kept = kept
         self._neighbour = Neighbour(coalesce.address)
         self._calm_neighbour = Neighbour(calm.address)
         self._control = server.connect()
@@ -147,17 +149,19 @@ class Watch:
         assert lanes(self._control) >= self._lanes, "a lane's connection was lost"
         assert "connection lost" not in self.coalesce.stderr, self.coalesce.stderr
         assert taken <= self._bound, f"{taken / MB:.1f} MB taken, {self._bound / MB:.1f} allowed"
-        eventually(lambda: memory(self.coalesce) - self._before <= KEPT)
+        eventually(lambda: memory(self.coalesce) - self._before <= self._kept)
         kept = memory(self.coalesce) - self._before
         allowed = f"{self._bound / MB:.1f} allowed"
         print(f"p99 {self._figures()}; {taken / MB:.1f} MB taken ({allowed}), {kept / MB:.1f} MB kept")
 
 
 @contextlib.contextmanager
-def attacked(server: RedisServer, calm: Coalesce, bound: int, *flags: str) -> Iterator[Watch]:
+def attacked(
+    server: RedisServer, calm: Coalesce, bound: int, *flags: str, kept: int = KEPT
+) -> Iterator[Watch]:
     """A coalesce with flags, and a watch over it."""
     with running_coalesce(server.url, *flags) as coalesce:
-        with Watch(server, coalesce, calm, bound) as watch:
+        with Watch(server, coalesce, calm, bound, kept) as watch:
             yield watch
         code, stderr = coalesce.stop()
         assert code == 0, stderr

@@ -52,6 +52,9 @@ class CoreClient:
     def fail(self, fault: Exception) -> None:
         raise fault
 
+    def hold(self, size: int) -> None:
+        """That is the matter of test_properties.py."""
+
     def pin(self, lane: Lane, pending: bytes) -> None:
         self.pinned = lane, pending + b"".join(self.unread)
         self.unread.clear()
