@@ -56,6 +56,10 @@ _DEFAULTS = Limits()
 HELD_LIMIT = 1024 * 1024
 # Seconds between two questions whether the upstream of a lane is still the primary, where no connection is dialled.
 _ASK_EVERY = 1.0
+# Bytes of requests that name a client, or say who it is. What is longer goes to a connection of its own: in here it
+# would be kept for as long as the client, or the lane, and count as nobody's. (A token of a cloud's has up to 4 KB.)
+_LONG_NAME = 1024
+_LONG_CREDENTIALS = 16 * 1024
 # Replies in a row that were not large, after which a session leaves the lane for what is large.
 _SMALL_AGAIN = 16
 
@@ -395,7 +399,7 @@ class Exchange:
         match need:
             case Need.RIDE:
                 self._dispatch_riding(session, arguments)
-            case Need.CLIENT_STATE:
+            case Need.CLIENT_STATE if sum(map(len, arguments)) < _LONG_NAME:
                 form = shared_form(session, arguments)
                 if form is None:
                     self.enqueue(session.lane, pack(arguments), session)
@@ -714,7 +718,7 @@ class Exchange:
 
     def _move(self, session: Session, arguments: list[bytes], need: Need) -> None:
         move = None
-        if need is Need.IDENTITY:
+        if need is Need.IDENTITY and sum(map(len, arguments)) < _LONG_CREDENTIALS:
             if self._judge is not None and arguments[0].upper() != b"SELECT":
                 answer = knock(session.lane.identity, False, arguments, self._judge)
                 if isinstance(answer, bytes):

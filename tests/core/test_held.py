@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.core.lane import LARGE, Lane, Limits
@@ -129,6 +131,27 @@ def test_a_subscriber_that_sends_what_is_large_is_pinned() -> None:
     stage.exchange.replies(lane, answer, 0.0)
     assert peer.pinned == (lane, SET)
     assert peer.held == 0
+
+
+def test_a_long_name_is_kept_by_the_upstream_alone() -> None:
+    stage = Stage()
+    stage.connect(0)
+    peer, session = stage.client()
+    request = canonical([b"CLIENT", b"SETNAME", b"x" * 1024])
+    stage.exchange.receive(session, request)
+    stage.connect(1)
+    assert peer.pinned == (stage.opened[1], request)
+    assert session.name == b""
+
+
+@pytest.mark.parametrize("request_", [[b"AUTH", VALUE], [b"HELLO", b"2", b"AUTH", b"default", VALUE]])
+def test_no_lane_is_called_by_a_megabyte(request_: list[bytes]) -> None:
+    stage = Stage()
+    stage.connect(0)
+    _, session = stage.client()
+    stage.exchange.receive(session, canonical(request_))
+    assert list(stage.exchange.lanes) == [BASE]
+    assert stage.opened[1].exclusive
 
 
 # Withdrawn
