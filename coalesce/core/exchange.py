@@ -973,6 +973,14 @@ class Exchange:
                 if lane.has_unsent:
                     held.append(lane)  # for its next connection
         self.dirty = list(dict.fromkeys(held))
+        if held:
+            self._bound_unsent()
+
+    def _bound_unsent(self) -> None:
+        busy = [lane for lane in self.dirty if lane.send is None or lane.large]
+        if sum(lane.unsent_weight() for lane in busy) > UNSENT_LIMIT:
+            for lane in busy:
+                lane.full = True
 
     def _fail_lane(self, lane: Lane, fault: Exception) -> None:
         """A fault of ours while a lane was served: it loses its connection, or whoever waits for it to have one."""
@@ -992,8 +1000,7 @@ class Exchange:
             lane.send(lane.take_batch(now))
         if lane.has_unsent:
             held.append(lane)
-        busy = lane.send is None or lane.large
-        if lane.owed >= lane.limit or (busy and lane.unsent_weight() > UNSENT_LIMIT):
+        if lane.owed >= lane.limit:
             lane.full = True
 
     def replies(self, lane: Lane, data: bytes, now: float) -> None:

@@ -3,7 +3,7 @@
 - what its reader holds, and the request that waits while it settles, moves or borrows;
 - its large requests on lanes, until they are answered: unsent, on their way, or run. What has been answered has left.
 
-Small requests on lanes count as nobody's. They are bounded another way (UNSENT_LIMIT): nobody is read.
+Small requests on lanes count as nobody's. All of them together are bounded another way (UNSENT_LIMIT): nobody is read.
 
 A client that leaves takes with it all but its large requests on shared lanes. These go on to be its own, for nobody
 else is to pay for them. Those that have not left can be withdrawn: a PING takes their place in the FIFO (I4), and its

@@ -37,7 +37,8 @@ FULL_BATCH = 64
 # While one batch is in flight, the next is held for this long at the most (seconds). By then the upstream is busy with
 # something slow, and could have had the next batch at hand.
 HOLD_AT_MOST = 1e-3
-# Bytes of requests that may wait for a connection; from there on nobody is read, as when too many requests are owed.
+# Bytes of requests that may wait for connections, on all lanes together; from there on nobody who rides one of these
+# lanes is read, as when too many requests are owed.
 UNSENT_LIMIT = 64 * 1024 * 1024
 # Requests of a batch before AUTH, with nothing else in flight. An upstream closes a connection that has not
 # authenticated when its replies exceed the static reply buffer, which is 1 KiB after some idle seconds (Redis 7.0:

@@ -7,7 +7,7 @@ import pytest
 
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
-from coalesce.core.lane import LARGE, Lane, Limits
+from coalesce.core.lane import LARGE, UNSENT_LIMIT, Lane, Limits
 from coalesce.core.session import Session, SessionState
 
 from .fakes import RecordingLink, RecordingPeer
@@ -231,3 +231,37 @@ def test_what_has_been_cut_anew_gives_way() -> None:
     stage.evict(session)
     assert peer.held == 0
     assert home.unsent == [GET, PING]
+
+
+# Small requests, which are nobody's
+
+
+def test_unsent_requests_are_bounded_on_all_lanes_together() -> None:
+    """Those who ride a lane that moves on are read all the same."""
+    stage = Stage(Limits(client=10**6, lane=10**6, hold_below=0))
+    share = 16
+    stage.connect(0)
+    riders = []
+    for number in range(1, share + 1):
+        peer, session = stage.client()
+        stage.exchange.receive(session, canonical([b"SELECT", b"%d" % number]))
+        stage.connect(number)
+        stage.exchange.replies(stage.opened[number], b"+OK\r\n", 0.0)
+        stage.opened[number].send = None
+        riders.append((peer, session))
+    request = canonical([b"SET", b"k", b"x" * (LARGE - 1024)])
+    for _ in range(UNSENT_LIMIT // share // len(request) + 1):
+        assert all(peer.reading for peer, _ in riders)
+        for _, session in riders:
+            stage.exchange.receive(session, request)
+        stage.exchange.flush(0.0)
+    neighbour, other = stage.client()
+    for _, session in [*riders, (neighbour, other)]:
+        stage.exchange.receive(session, GET)
+    assert not any(peer.reading for peer, _ in riders)
+    assert neighbour.reading
+    for lane in stage.opened[1:]:
+        assert lane.link is not None
+        lane.send = lane.link.send
+        unanswered(stage, lane)
+    assert all(peer.reading for peer, _ in riders)

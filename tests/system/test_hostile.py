@@ -9,7 +9,7 @@ What a client can make coalesce keep
 replies it does not read     outbox-limit, and the reply that goes over it; from half of that on it is not read from
 requests not yet whole       what it has sent of one, up to `proto-max-bulk-len`; what it has declared counts nothing
 requests not yet sent        client-limit, and what one read brings on top (`_CHUNK`)
-... of all clients           lane-limit of them, or UNSENT_LIMIT bytes, before nobody is read
+... of all clients           lane-limit of them, or UNSENT_LIMIT bytes on all lanes, before nobody is read
 behind what may block        HELD_LIMIT, and one read
 large requests               LARGE and more, until they are answered
 ... of all, and all outboxes clients-memory, and what one round brings (one read each)
