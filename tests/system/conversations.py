@@ -262,7 +262,7 @@ STATE = with_both_protocols(
         "refused while subscribed": each("SUBSCRIBE a", "GET k", "SET k v", "MULTI", "EXEC", "DISCARD", "WATCH k",
                                          "SELECT 1", "SELECT 99", "NOSUCH", "GET", "CLIENT GETNAME", "PUBLISH a x",
                                          "UNSUBSCRIBE a", "GET k"),
-        "refused while subscribed, what asks for another connection": each("SUBSCRIBE a", "BLPOP l 0.01", "MONITOR",
+        "refused while subscribed, what asks for another connection": each("SUBSCRIBE a", "BLPOP l 0.01", "READONLY",
                                                                            "SCRIPT KILL", "UNSUBSCRIBE", "GET k"),
         "refused while subscribed, in one write": one_write(*map(words, (
             "SUBSCRIBE a", "GET k", "MULTI", "PING", "UNSUBSCRIBE a", "GET k", "PING"))),
