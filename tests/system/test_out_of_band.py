@@ -231,7 +231,7 @@ def test_the_upstream_is_ended_while_something_loops(executable, protocol, datab
         upstream.process.wait(DEADLINE)
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["", "full"])
+@pytest.mark.parametrize(("protocol", "full"), [(2, False), (3, True)], ids=["resp2", "resp3-full"])
 def test_a_failover_while_writes_are_held_up(executable, protocol, full):
     """Whose write was held up is told that the upstream is a replica by now."""
     with (
