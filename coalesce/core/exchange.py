@@ -452,8 +452,7 @@ class Exchange:
             lease.unproven |= is_fenced(arguments)
             caller: Caller = session
             if blocks or name in TRANSACTIONAL:
-                caller = Witness(session, lease, name)
-                lease.held += size if size >= LARGE else 0  # of these there are few
+                caller = Witness(session, lease, name, size if size >= LARGE else 0)
             elif size >= LARGE:
                 caller = Large(session, lease, size)
             self.enqueue(lease.lane, pack(arguments), caller)

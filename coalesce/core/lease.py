@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import coalesce.core.errors as replies
 from coalesce.core.commands import BLOCKING, TRANSACTIONAL, Need, may_have_no_reply, need_of, runs_in_any_database
 from coalesce.core.containment import contained
+from coalesce.core.held import weigh
 from coalesce.core.lane import Lane, LaneState
 from coalesce.core.resp import pack
 from coalesce.core.session import SessionState
@@ -105,18 +106,23 @@ class Lease:
 class Witness:
     """A place in the FIFO of a leased lane for a request whose reply tells something about the connection."""
 
-    __slots__ = ("_blocks", "_lease", "_name", "_session", "owed")
+    __slots__ = ("_blocks", "_held", "_lease", "_name", "_session", "owed")
 
-    def __init__(self, session: Session, lease: Lease, name: bytes) -> None:
+    def __init__(self, session: Session, lease: Lease, name: bytes, held: int) -> None:
         self._session = session
         self._lease = lease
         self._name = name
         self._blocks = name in BLOCKING
+        self._held = held  # bytes, until it is answered, as for `Large`
         self.owed = 0
         session.owed += 1
         lease.blocking += self._blocks
+        lease.held += held
 
     def write(self, data: bytes) -> None:
+        if self._held:
+            self._lease.held -= self._held
+            weigh(self._session)
         if self._name in TRANSACTIONAL:
             self._lease.replied(self._name, data)
         self._count()

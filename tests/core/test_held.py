@@ -111,6 +111,26 @@ def test_a_large_request_on_a_lease_until_it_is_answered() -> None:
     assert peer.held == 0
 
 
+def test_a_large_request_that_may_block_on_a_lease_until_it_is_answered() -> None:
+    """However many of them there are, one after the other, before the lease is given back."""
+    stage = Stage()
+    stage.connect(0)
+    peer, session = stage.client()
+    stage.exchange.receive(session, canonical([b"WATCH", b"k"]))
+    stage.connect(1)
+    stage.exchange.replies(stage.opened[1], b"+OK\r\n", 0.0)
+    for pieces in ([b"*-1\r\n"], [b"*1\r\n$20000\r\n" + b"y" * 20_000, b"\r\n"], [b"-ERR no\r\n"]):
+        stage.exchange.receive(session, canonical([b"BLPOP", VALUE, b"1"]))
+        stage.exchange.flush(0.0)
+        assert peer.held == len(b"BLPOP1") + LARGE
+        for piece in pieces:
+            stage.exchange.replies(stage.opened[1], piece, 0.0)
+            assert peer.held == 0
+    stage.exchange.receive(session, canonical([b"BLPOP", VALUE, b"1"]))
+    stage.exchange.depart(session)
+    assert peer.held == 0
+
+
 def test_a_subscriber_that_sends_what_is_large_is_pinned() -> None:
     """It is not known when that has left, but where there is backpressure."""
     stage = Stage()
