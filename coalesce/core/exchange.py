@@ -1120,7 +1120,7 @@ class Exchange:
 
     def _relieve(self, lane: Lane) -> None:
         """Reads again from those who waited for a full lane, once half of it is free."""
-        if lane.owed > lane.limit // 2:
+        if lane.owed > lane.limit // 2 or lane.unsent_weight() > UNSENT_LIMIT // 2:
             return
         lane.full = False
         for session in list(lane.waiting):

@@ -285,3 +285,30 @@ def test_unsent_requests_are_bounded_on_all_lanes_together() -> None:
         lane.send = lane.link.send
         unanswered(stage, lane)
     assert all(peer.reading for peer, _ in riders)
+
+
+def test_the_bound_holds_while_replies_come_one_by_one() -> None:
+    """On the lane for what is large each reply would let everybody say more, and one of them leaves."""
+    stage = Stage(Limits(client=10**6, lane=10**6))
+    stage.connect(0)
+    riders = [stage.client() for _ in range(8)]
+    for _, session in riders:
+        stage.sets(session)
+    large = stage.opened[1]
+    stage.connect(1)
+    request = canonical([b"SET", b"k", b"x" * (LARGE - 1024)])
+    share = UNSENT_LIMIT // len(request)
+    for _ in range(2 * share // len(riders)):
+        for peer, session in riders:
+            if peer.reading:
+                stage.exchange.receive(session, request)
+        stage.exchange.flush(0.0)
+        stage.exchange.replies(large, b"+OK\r\n", 0.0)
+        stage.exchange.flush(0.0)
+    assert large.full
+    assert large.unsent_weight() <= UNSENT_LIMIT + len(riders) * len(request)
+    while large.in_flight:
+        stage.exchange.replies(large, b"+OK\r\n", 0.0)
+        stage.exchange.flush(0.0)
+    assert not large.full
+    assert all(peer.reading for peer, _ in riders)
