@@ -60,6 +60,8 @@ _ASK_EVERY = 1.0
 # would be kept for as long as the client, or the lane, and count as nobody's. (A token of a cloud's has up to 4 KB.)
 _LONG_NAME = 1024
 _LONG_CREDENTIALS = 16 * 1024
+# Bytes from which on a request counts as its session's own where the lane is full: thousands may each say one more.
+_COUNTED = 16 * 1024
 # Replies in a row that were not large, after which a session leaves the lane for what is large.
 _SMALL_AGAIN = 16
 
@@ -413,9 +415,10 @@ class Exchange:
                 self._settle(session, arguments)
 
     def _dispatch_riding(self, session: Session, arguments: list[bytes]) -> None:
-        if sum(map(len, arguments)) < LARGE:
+        size = sum(map(len, arguments))
+        if size < (_COUNTED if session.lane.full else LARGE):
             self.enqueue(session.lane, pack(arguments), session)
-        elif self._ride_large(session):
+        elif size < LARGE or self._ride_large(session):
             self._enqueue_large(session, pack(arguments))
         else:
             self._settle(session, arguments)
@@ -491,6 +494,7 @@ class Exchange:
             self.fence(lane)
             lane.unsent += requests[end:]
             lane.callers += callers[end:]
+            lane.weigh_anew()
             lane.ends_transactions = True
 
     def send(self, lane: Lane, request: bytes) -> None:

@@ -220,7 +220,7 @@ class Lane:
             self.unsent = unpack(b"".join(self.unsent))
             for large in self.withdrawable:
                 self.withdrawable[large] = self.unsent[self.callers.index(large)]
-            self._weighed = self._weight = 0
+            self.weigh_anew()
         return self.unsent
 
     def withdraw(self, caller: Large) -> None:
@@ -228,7 +228,7 @@ class Lane:
         request = self.withdrawable.pop(caller)
         at = next(index for index, piece in enumerate(self.unsent) if piece is request)
         self.unsent[at] = _PING
-        self._weighed = self._weight = 0
+        self.weigh_anew()
 
     # --- connection ---
 
@@ -303,6 +303,10 @@ class Lane:
         self._weight += sum(map(len, self.unsent[self._weighed :]))
         self._weighed = len(self.unsent)
         return self._weight
+
+    def weigh_anew(self) -> None:
+        """Other pieces are unsent than those that were looked at."""
+        self._weighed = self._weight = 0
 
     def idle_for(self, now: float) -> float:
         """Seconds since a batch left, if nothing is owed; else 0."""

@@ -312,3 +312,25 @@ def test_the_bound_holds_while_replies_come_one_by_one() -> None:
         stage.exchange.flush(0.0)
     assert not large.full
     assert all(peer.reading for peer, _ in riders)
+
+
+def test_what_thousands_may_still_say_to_a_full_lane() -> None:
+    """Each of them is only stopped by its next request: that counts as its own, unless one read brings it."""
+    stage = Stage(Limits(lane=1))
+    first = stage.client()[1]
+    stage.exchange.receive(first, GET)
+    stage.exchange.flush(0.0)
+    assert stage.opened[0].full
+    value = canonical([b"SET", b"k", b"x" * (LARGE // 2)])
+    (greedy, its), (modest, that) = stage.client(), stage.client()
+    for session, request in ((its, value), (that, GET)):
+        stage.exchange.receive(session, request[:10])
+        stage.exchange.receive(session, request[10:])
+    assert (greedy.held, modest.held) == (len(value), 0)
+    assert its.throttled
+    assert that.throttled
+    link = stage.connect(0)
+    assert link.batches == [GET + value + GET]
+    stage.exchange.replies(stage.opened[0], b"$-1\r\n+OK\r\n$-1\r\n", 0.0)
+    assert (greedy.written, modest.written) == (b"+OK\r\n", b"$-1\r\n")
+    assert (greedy.held, modest.held) == (0, 0)
