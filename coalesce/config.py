@@ -243,8 +243,8 @@ def _credentials_contradiction(upstream: Upstream | None, settings: Mapping[str,
     elif upstream is not None and upstream.username is not None and upstream.password is None:
         # redis://secret@host: what redis-cli and most libraries take for a user without a password.
         return (
-            "the upstream's URL names a user and no password: write redis://user:password@host, or give "
-            "--upstream-password-file"
+            "the upstream's URL names a user and no password: give --upstream-password-file, or the URL with the "
+            "password in COALESCE_UPSTREAM"
         )
     return None
 

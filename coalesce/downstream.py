@@ -564,12 +564,8 @@ class Listener:
 
 
 def is_loopback(address: TcpAddress) -> bool:
-    """Whether only this host can reach it, by any of its addresses. (A name may get one later.)"""
-    try:
-        found = _resolve(address)
-    except OSError:
-        return False
-    return all(_ip(where[0]).is_loopback for *_, where in found)
+    """Whether only this host can reach it, by any of its addresses. (A name may get one later.) Raises OSError."""
+    return all(_ip(where[0]).is_loopback for *_, where in _resolve(address))
 
 
 def is_of_this_host(address: Address) -> bool:

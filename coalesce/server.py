@@ -74,8 +74,8 @@ class Summary:
     clean: bool
 
     def __str__(self) -> str:
-        lanes, commands, batches, largest = self.shared
-        mean = commands / batches if batches else 0
+        lanes, commands, batches, largest, own = self.shared
+        mean = (commands + own) / batches if batches else 0
         return (
             f"served {commands} commands in {batches} batches (mean {mean:.1f}, largest {largest}), "
             f"{self.connections} connections, {lanes} lanes; "
@@ -83,6 +83,14 @@ class Summary:
             f"{f'; {self.faults} faults of its own' if self.faults else ''}"
             f"{'' if self.clean else '; the drain was cut short'}"
         )
+
+
+def _is_loopback(listener: TcpAddress) -> bool:
+    """Raises StartError."""
+    try:
+        return is_loopback(listener)
+    except OSError as problem:
+        raise StartError(f"can't listen on {listener}: {problem.strerror or problem}") from None
 
 
 def _secret() -> bytes:
@@ -175,7 +183,7 @@ class Server:
         upstream = config.upstream
         if config.unprotected or config.tls_client_ca is not None or config.client_password_file is not None:
             return
-        open_to_strangers = [each for each in config.listen if isinstance(each, TcpAddress) and not is_loopback(each)]
+        open_to_strangers = [each for each in config.listen if isinstance(each, TcpAddress) and not _is_loopback(each)]
         if not open_to_strangers:
             return
         if upstream.password is not None or config.upstream_password_file is not None:

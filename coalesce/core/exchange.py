@@ -73,6 +73,7 @@ class Totals(NamedTuple):
     commands: int = 0
     batches: int = 0
     largest: int = 0  # batch
+    own: int = 0  # commands, which no client asked for
 
     def and_(self, lane: Lane) -> Totals:
         """One lane more; one that has carried nothing was refused, or had no upstream."""
@@ -81,6 +82,7 @@ class Totals(NamedTuple):
             self.commands + lane.commands - lane.own,
             self.batches + lane.batches,
             max(self.largest, lane.largest),
+            self.own + lane.own,
         )
 
 

@@ -267,6 +267,19 @@ def test_a_lease_that_only_a_subscriber_had_is_counted() -> None:
     assert exchange.totals(exclusive=True).lanes == 1
 
 
+def test_what_no_client_asked_for_is_counted_apart() -> None:
+    opened: list[Lane] = []
+    exchange = Exchange(BASE, opened.append)
+    lane = opened[0]
+    exchange.connected(lane, RecordingLink(exchange, lane), 0.0)
+    for idle in (1.0, 2.0):
+        exchange.keep_alive(idle, 1.0)
+        exchange.flush(idle)
+        exchange.replies(lane, b"+PONG\r\n", idle)
+    lanes, commands, batches, largest, own = exchange.totals(exclusive=False)
+    assert (lanes, commands, batches, largest, own) == (1, 0, 2, 1, 2)
+
+
 def test_the_name_of_a_channel_without_end_is_not_waited_for() -> None:
     """Its confirmation is looked at whole, and looking again with each chunk would take the square of its length."""
     exchange, peer, _, lane, _ = subscriber()

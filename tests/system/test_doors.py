@@ -309,6 +309,17 @@ def test_one_listener_beyond_loopback_is_enough(guarded, run_to_exit, starts):
 
 
 @with_newest
+def test_a_listener_without_an_address_is_not_taken_for_one_that_is_open(guarded, run_to_exit):
+    """Or whoever mistyped its name would be told how to switch protection off."""
+    code, said = one_line(
+        run_to_exit("--listen", "nosuch.invalid:0", COALESCE_UPSTREAM=f"redis://proxy:{SECRET}@{guarded.url}")
+    )
+    assert code == 1
+    assert "can't listen on nosuch.invalid:0: " in said
+    assert "--unprotected" not in said
+
+
+@with_newest
 @pytest.mark.skipif(bool(impossible()), reason=f"no namespaces here: {impossible()}")
 @pytest.mark.parametrize(
     ("addresses", "allowed"),

@@ -113,7 +113,12 @@ async def provoke(run: Run, scene: Scene, name: str) -> None:
             run.ledger.forget()
         standing = [] if scene.relay is None else [*scene.relay.links]
         await trio.to_thread.run_sync(CLOSING[name], scene)
-        await trio.to_thread.run_sync(eventually, lambda: all_gone(scene, standing))
+        try:
+            await trio.to_thread.run_sync(eventually, lambda: all_gone(scene, standing))
+        except TimeoutError as problem:
+            problem.add_note(f"after {name}, of {standing}")
+            problem.add_note("" if scene.coalesce is None else scene.coalesce.stderr[-2000:])
+            raise
         while scene.coalesce is not None and not await trio.to_thread.run_sync(serves, scene.coalesce):
             await trio.lowlevel.checkpoint()
         run.weather.mark += 1
