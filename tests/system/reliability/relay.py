@@ -135,14 +135,16 @@ class Relay:
 
     async def _lead(self, near: trio.SocketStream, link: Link) -> None:
         with contextlib.suppress(OSError, trio.BrokenResourceError):
-            far = await trio.open_tcp_stream(*self.target)
-            async with near, far:
-                with link.scope:
+            async with contextlib.AsyncExitStack() as ends:
+                streams = [await ends.enter_async_context(near)]
+                with link.scope:  # a cut ends an attempt to connect, too: a busy upstream may let that wait for long
+                    far = await ends.enter_async_context(await trio.open_tcp_stream(*self.target))
+                    streams.append(far)
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._pass, near, far, link, link.requests)
                         nursery.start_soon(self._pass, far, near, link, link.replies)
                 if self.by_reset:
-                    for stream in (near, far):
+                    for stream in streams:
                         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
     async def _pass(self, source: trio.SocketStream, sink: trio.SocketStream, link: Link, way: Way) -> None:
