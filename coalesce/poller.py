@@ -144,11 +144,13 @@ class Poller:
     async def run(self, flush: Callable[[float], None]) -> None:
         """Serves all sockets until cancelled. `flush(now)` is called whenever no more than a few of them are ready."""
         fd = self._epoll.fileno()
+        others_first = False
         while True:
             if not self._to_close_at_leisure:
                 await trio.lowlevel.wait_readable(fd)
-            if self.drain(flush):
-                # Who was given something to do begins with it before anybody here lingers.
+            # Who was given something to do begins with it, and goes on, before anybody here lingers.
+            others_first = self.drain(flush, linger=not others_first)
+            if others_first:
                 await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
@@ -157,7 +159,7 @@ class Poller:
             sock.close()
         self._epoll.close()
 
-    def drain(self, flush: Callable[[float], None]) -> bool:
+    def drain(self, flush: Callable[[float], None], *, linger: bool = True) -> bool:
         """Takes what is ready as long as much is, so that batches grow with the load; what is alone leaves at once.
 
         True when other tasks are to have a turn, though there is more to do here or they were given something to do.
@@ -165,7 +167,7 @@ class Poller:
         poll = self._epoll.poll
         members = self._members
         now = perf_counter()
-        may_linger = self._little and not self._in_a_hurry
+        may_linger = linger and self._little and not self._in_a_hurry
         turn_ends = now + (_LONG_TURN if may_linger else _TURN)
         gathered = now + _GATHER
         timeout = 0.0
