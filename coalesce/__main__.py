@@ -10,6 +10,7 @@ import logging
 import math
 import re
 import sys
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -20,19 +21,22 @@ from coalesce.config import (
     EMBEDDED,
     Address,
     Config,
+    TcpAddress,
     Upstream,
     contradiction,
     parse_address,
+    parse_admin,
     parse_mode,
     parse_server_name,
     parse_upstream,
 )
+from coalesce.downstream import open_listeners
 from coalesce.embedded import EmbeddedError, embedded_server
 from coalesce.logs import hide_texts_of_exceptions, logging_to_stderr
 from coalesce.server import Server, StartError, Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 log = logging.getLogger("coalesce")
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
@@ -110,6 +114,8 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
     metavar="ADDRESS",
     help="host:port (port 0 picks one) or unix:///path; repeatable.  [default: 127.0.0.1:6380]",
 )
+@_option("--admin", _Parsed("address", parse_admin), "host:port of HTTP for operators (probes, metrics), or 'off'.")
+@click.option("--readiness-upstream", is_flag=True, help="/readiness fails while there is no upstream.")
 @_option("--socket-mode", _Parsed("mode", parse_mode), "Mode of unix sockets, as in 0660.  [default: by the umask]")
 @_option("--upstream-password-file", _FILE, "Its first line is coalesce's own password at the upstream.")
 @_option("--client-password-file", _FILE, "Clients have to authenticate with one of its lines.")
@@ -186,10 +192,28 @@ def _look_at_the_command_line(ctx: click.Context, upstream: Upstream | str) -> N
 
 
 async def _run(upstream: Upstream | str, settings: dict[str, object]) -> Summary:
-    if isinstance(upstream, Upstream):
-        return await Server(Config(upstream, **settings)).serve()  # type: ignore[arg-type]
-    async with embedded_server() as address:
-        return await Server(Config(Upstream(address), **settings)).serve()  # type: ignore[arg-type]
+    async with AsyncExitStack() as stack:
+        if not isinstance(upstream, Upstream):
+            upstream = Upstream(await stack.enter_async_context(embedded_server()))
+        config = Config(upstream, **settings)  # type: ignore[arg-type]
+        server = Server(config)
+        if config.admin is not None:
+            await stack.enter_async_context(_administered(server, config.admin, config.readiness_upstream))
+        return await server.serve()
+
+
+@asynccontextmanager
+async def _administered(server: Server, address: TcpAddress, readiness_upstream: bool) -> AsyncIterator[None]:
+    """Within it, the server can be asked over HTTP. Raises StartError."""
+    from coalesce.admin import Admin, serving  # noqa: PLC0415 (time and memory, for those who want it)
+
+    try:
+        listeners, really = open_listeners(address)
+    except OSError as problem:
+        raise StartError(f"can't listen on {address} (--admin): {problem.strerror or problem}") from None
+    async with serving(Admin(server, readiness_upstream), listeners):
+        log.info("admin on http://%s", really)
+        yield
 
 
 def _environment_variable(problem: click.BadParameter) -> str | None:

@@ -68,6 +68,16 @@ def parse_address(text: str, default_port: int | None = None) -> Address:
     return TcpAddress(host, port)
 
 
+def parse_admin(text: str) -> TcpAddress | None:
+    """`host:port`, or `off`. Raises ValueError."""
+    if text == "off":
+        return None
+    address = parse_address(text)
+    if not isinstance(address, TcpAddress):
+        raise ValueError(f"{text!r}: --admin is for TCP alone, which is what probes and scrapes speak")  # noqa: TRY004
+    return address
+
+
 # A name or IPv4; or IPv6, perhaps with its zone. Whatever else is written in its place (`h,password=..`) is not
 # repeated by whoever says that there is no such host.
 _HOST_AND_PORT = re.compile(r"([\w.-]+|\[[0-9a-fA-F.]*:[0-9a-fA-F:.]*(%[\w.-]+)?\])(:[0-9]*)?")
@@ -203,6 +213,12 @@ class Config:
     hold_below: float = Limits().hold_below
     # Its first line is the password that coalesce itself has at the upstream.
     upstream_password_file: str | None = None
+    # HTTP for operators: probes, metrics, a status page. Loopback, on the port that the Prometheus project's list of
+    # exporters leaves free; None: off.
+    admin: TcpAddress | None = TcpAddress("127.0.0.1", 9380)
+    # Whether /readiness depends on the upstream, too. Off: taking all proxies out of a Service when it is gone helps
+    # nobody.
+    readiness_upstream: bool = False
     # Of the files of unix listeners; None: what the umask leaves.
     socket_mode: int | None = None
     # Each line is a password that clients may authenticate with to coalesce. None: they need not.

@@ -111,11 +111,13 @@ class Server:
         except (CertificateError, PasswordFileError) as problem:
             raise StartError(str(problem)) from None
         self.poller = Poller()  # (who shares the thread with it says so: `others_in_a_hurry`)
-        self._faults = self.poller.faults
+        self.faults = self.poller.faults
         self._nursery: trio.Nursery | None = None
         self._new_lanes: list[Lane] = []
         self._pins: set[Pin] = set()
+        self.started = False
         self._draining = False
+        self._end = trio.Event()  # asked for by other means than a signal
         base = Identity(None, None, upstream.database, 2)
         limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.max_leases, config.hold_below)
         self._exchange = Exchange(base, self._open_lane, limits, secret, judge, self._say_fault)
@@ -161,9 +163,10 @@ class Server:
                 accepting = trio.CancelScope()
                 nursery.start_soon(self._accept, listeners, accepting)
                 log.info("listening on %s; upstream %s (%s)", where, self._config.upstream.address, software)
+                self.started = True
                 task_status.started(addresses)
                 try:
-                    await anext(signals)
+                    await self._until_the_end(signals)
                     accepting.cancel()
                     self._clients.take_no_more()  # the tasks that accept may not be the next to run
                     clean = await self._drain(signals)
@@ -171,7 +174,35 @@ class Server:
                     self._clients.close_all()
                 nursery.cancel_scope.cancel()
         shared, leased = (self._exchange.totals(exclusive=exclusive) for exclusive in (False, True))
-        return Summary(shared, leased, self._clients.accepted, self._faults.count, clean)
+        return Summary(shared, leased, self._clients.accepted, self.faults.count, clean)
+
+    def end(self) -> None:
+        """Drains and ends, as after SIGTERM."""
+        self._end.set()
+
+    def why_not_ready(self) -> str | None:
+        """Why no client should come here; None: it should."""
+        if not self.started:
+            return "starting"
+        if self._draining:
+            return "draining"
+        return None
+
+    def why_no_upstream(self) -> str | None:
+        """Why the upstream can't be used, as the connection that is always kept tells; None: it can."""
+        lane = self._exchange.lane(self._exchange.base)
+        return None if lane.state is LaneState.READY else f"no connection to the upstream: {lane.state.name.lower()}"
+
+    async def _until_the_end(self, signals: AsyncIterator[int]) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def end_on_signal() -> None:
+                await anext(signals)
+                self._end.set()
+
+            nursery.start_soon(end_on_signal)
+            await self._end.wait()
+            nursery.cancel_scope.cancel()
 
     def _look_at_listeners(self) -> None:
         """Redis's protected mode, translated: what clients do not have, strangers on the network do not get.
@@ -254,8 +285,8 @@ class Server:
 
     def _fail(self, lane: Lane, fault: Exception) -> None:
         whose = f"lane u{lane.number}"
-        self._faults.say(whose, fault, "the connection is closed")
-        with self._faults.contained(whose, "while the connection was closed"):
+        self.faults.say(whose, fault, "the connection is closed")
+        with self.faults.contained(whose, "while the connection was closed"):
             if lane.link is not None:
                 self._exchange.lose(lane)
             elif lane.exclusive and lane.state is not LaneState.CLOSED:
@@ -263,12 +294,12 @@ class Server:
         self._exchange.flush(perf_counter())
 
     def _say_fault(self, lane: Lane, fault: Exception) -> None:
-        self._faults.say(f"lane u{lane.number}", fault, "who waits for it is closed")
+        self.faults.say(f"lane u{lane.number}", fault, "who waits for it is closed")
 
     async def _for_ever(self, task: Callable[[], Awaitable[None]]) -> None:
         """A task that serves everybody, and begins anew after a fault of ours."""
         while True:
-            with self._faults.contained(f"task {task.__name__.strip('_')}", "it begins anew"):
+            with self.faults.contained(f"task {task.__name__.strip('_')}", "it begins anew"):
                 await task()
             await trio.sleep(_AFTER_A_FAULT)
 
@@ -287,7 +318,7 @@ class Server:
         assert isinstance(lane.link, Connection)
         self._clients.pinned += 1
         name = f"{client}, pinned to u{lane.number}"
-        with self._faults.contained(name, "the client is closed"), ExitStack() as undo:
+        with self.faults.contained(name, "the client is closed"), ExitStack() as undo:
             undo.callback(self._unpin)
             undo.callback(self.poller.close_removed, sock)
             undo.callback(lane.link.discard)
@@ -307,7 +338,7 @@ class Server:
             with self.poller.others_in_a_hurry():
                 await pin.run()
         except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
-            self._faults.say(pin.name, fault, "the client is closed")
+            self.faults.say(pin.name, fault, "the client is closed")
         finally:
             self._pins.discard(pin)
             self._unpin()
@@ -343,9 +374,9 @@ class Server:
         """Finishes what is owed. False when the deadline or a second signal came first."""
         log.info("draining: %d clients, %d of them pinned", self._clients.shared + len(self._pins), len(self._pins))
         self._draining = True
-        with self._faults.contained("drain", "it goes on"):
+        with self.faults.contained("drain", "it goes on"):
             self._clients.read_last()
-        with self._faults.contained("drain", "it goes on"):
+        with self.faults.contained("drain", "it goes on"):
             self._exchange.drain()
         self._exchange.flush(perf_counter())
         for pin in list(self._pins):

@@ -65,6 +65,7 @@ def daemon(name: str, argv: Sequence[str], log: Path, directory: Path) -> Iterat
     """The process lives as long as the block, in a session of its own: a Ctrl-C reaches us alone, and we end it."""
     # A developer's COALESCE_* variables are flags, and would change what is measured.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("COALESCE_")}
+    environment["COALESCE_ADMIN"] = "off"  # what it costs has rows of its own
     with log.open("wb") as output:
         process = subprocess.Popen(
             argv,

@@ -177,8 +177,11 @@ def coalesce_command() -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment without settings meant for some other coalesce."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("COALESCE_")} | more
+    """This process's environment without settings meant for some other coalesce, and without an admin by default:
+    there is one port for it, and many of these run at a time.
+    """
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("COALESCE_")}
+    return ours | {"COALESCE_ADMIN": "off"} | more
 
 
 def run_to_exit(*arguments: str, **more: str) -> tuple[int, str]:

@@ -1,0 +1,192 @@
+"""HTTP for operators: probes, metrics, status, and the few things that can be asked of a running coalesce.
+
+    GET  /startup /readiness /liveness                 503 or 200, for whoever supervises
+    GET  /metrics /status /                            for whoever looks
+    POST /quitquitquit /pause /resume                  for whoever may: see `_may_ask`
+
+Parsed and served by hypercorn, on trio. Its tasks share the thread with the poller, so what they do is short.
+
+The names of the probes, and of what ends it, are those of the Cloud SQL Auth Proxy.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import hypercorn.config
+import trio
+from hypercorn.trio import serve
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
+
+    from coalesce.server import Server
+
+log = logging.getLogger("coalesce.http")
+log.setLevel(logging.WARNING)  # hypercorn says where it listens, and so do we
+
+# Milliseconds until a connection whose other end takes nothing is closed, by the kernel: nothing else ends a write that
+# hypercorn waits for.
+_NEVER_READS = 5000
+# Seconds that a request under way may take once coalesce has ended.
+_LAST_REQUEST = 1.0
+
+
+@asynccontextmanager
+async def serving(admin: Admin, listeners: list[socket.socket]) -> AsyncIterator[None]:
+    """Within it, the admin answers. Owns the listeners."""
+    config = hypercorn.config.Config()
+    for sock in listeners:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _NEVER_READS)  # of whoever is accepted
+    config.bind = [f"fd://{sock.detach()}" for sock in listeners]
+    config.errorlog = log
+    config.graceful_timeout = _LAST_REQUEST
+    config.include_server_header = False
+    ended = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: serve(
+            admin.app, config, shutdown_trigger=ended.wait, task_status=task_status
+        ))
+        try:
+            yield
+        finally:
+            ended.set()
+
+
+class Answer(NamedTuple):
+    """A reply of HTTP."""
+
+    status: int
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def _said(status: int, line: str) -> Answer:
+    return Answer(status, f"{line}\n".encode())
+
+
+class Request(NamedTuple):
+    """What is asked, and by whom."""
+
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+    client: str | None  # its address
+
+
+class Admin:
+    """What is asked over HTTP, and what is answered. An ASGI application: `app`."""
+
+    def __init__(self, server: Server, readiness_upstream: bool) -> None:
+        self._server = server
+        self._readiness_upstream = readiness_upstream
+        self._routes: dict[str, tuple[str, Callable[[Request], Awaitable[Answer]]]] = {
+            "/startup": ("GET", self._startup),
+            "/readiness": ("GET", self._readiness),
+            "/liveness": ("GET", self._liveness),
+            "/quitquitquit": ("POST", self._quit),
+        }
+
+    async def app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """ASGI: <https://asgi.readthedocs.io/en/latest/specs/www.html>."""
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+        if scope["type"] != "http":
+            return
+        try:
+            answer = await self._answer(_request(scope))
+        except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
+            self._server.faults.say(f"admin {scope['path']!r}", fault, "that request fails")
+            answer = _said(500, "a fault in coalesce: see its log")
+        headers = [(b"content-type", answer.content_type.encode()), (b"content-length", b"%d" % len(answer.body))]
+        headers += [(b"cache-control", b"no-store"), *answer.headers]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers, "trailers": False})
+        body = b"" if scope["method"] == "HEAD" else answer.body
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _answer(self, request: Request) -> Answer:
+        route = self._routes.get(request.path)
+        if route is None:
+            return _said(404, "there is no such page; see /")
+        method, respond = route
+        if request.method != method and (request.method, method) != ("HEAD", "GET"):
+            return _said(405, f"this wants {method}")._replace(headers=((b"allow", method.encode()),))
+        if method == "POST" and (why_not := _why_not(request)):
+            return _said(403, why_not)
+        return await respond(request)
+
+    async def _startup(self, request: Request) -> Answer:
+        del request
+        return _said(200, "started") if self._server.started else _said(503, "starting")
+
+    async def _liveness(self, request: Request) -> Answer:
+        """That this is answered is the answer. It never depends on the upstream: a restart would not mend that."""
+        del request
+        return _said(200, "alive")
+
+    async def _readiness(self, request: Request) -> Answer:
+        del request
+        why_not = self._server.why_not_ready()
+        if why_not is None and self._readiness_upstream:
+            why_not = self._server.why_no_upstream()
+        return _said(200, "ready") if why_not is None else _said(503, why_not)
+
+    async def _quit(self, request: Request) -> Answer:
+        del request
+        self._server.end()
+        return _said(200, "draining")
+
+
+async def _live(receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    """The application begins and ends with nothing."""
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        elif message["type"] == "lifespan.shutdown":
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+
+
+def _request(scope: Any) -> Request:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    client = scope["client"]
+    return Request(
+        scope["method"], scope["path"], scope["query_string"].decode("latin-1"), headers, client[0] if client else None
+    )
+
+
+def _why_not(request: Request) -> str | None:
+    """Why a request may not change anything, if it may not.
+
+    It has to come from this host (in Kubernetes: from this Pod); and not from a page in somebody's browser, which can
+    send to loopback, too, by a name of its own that leads there.
+    """
+    if request.client is None or not _is_loopback(request.client):
+        return "this can be asked from this host alone"
+    host = request.headers.get("host", "").rpartition(":")[0].strip("[]")
+    if host != "localhost" and not _is_loopback(host):
+        return "this can be asked of localhost or 127.0.0.1 alone"
+    if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
+        return "this can't be asked by another site's page"
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+        return "this can't be asked by another site's page"
+    return None
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
