@@ -99,8 +99,8 @@ async def ends(self):
 async def ends_in_a_nursery(self):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ends, self)
-async def interrupted(self):
-    raise BaseExceptionGroup(str(SECRET), [KeyboardInterrupt(SECRET)])
+async def given_up(self):
+    raise BaseExceptionGroup(str(SECRET), [GeneratorExit(SECRET)])
 async def cannot_be_logged(self):
     logging.getLogger("coalesce").error("%d clients", SECRET)
     raise server.StartError("done")
@@ -121,7 +121,7 @@ async def ends_a_destructor(self):
 
 
 @pytest.mark.parametrize(
-    "way", ["ends", "ends_in_a_nursery", "interrupted", "cannot_be_logged", "ends_a_thread", "ends_a_destructor"]
+    "way", ["ends", "ends_in_a_nursery", "given_up", "cannot_be_logged", "ends_a_thread", "ends_a_destructor"]
 )
 def test_what_escapes_is_told_without_its_text(way):
     program = f"{PRELUDE}\nserver.Server.serve = {way}\nsys.argv[1:] = ['--upstream', '127.0.0.1:1']\n__main__.main()"
@@ -129,6 +129,6 @@ def test_what_escapes_is_told_without_its_text(way):
     assert ended.returncode == 1
     assert ("a line of the log could not be made" if way == "cannot_be_logged" else "a fault in") in ended.stderr
     assert "Traceback" in ended.stderr
-    kind = {"interrupted": "KeyboardInterrupt", "cannot_be_logged": "TypeError"}.get(way, "KeyError")
+    kind = {"given_up": "GeneratorExit", "cannot_be_logged": "TypeError"}.get(way, "KeyError")
     assert f"{kind}\n" in ended.stderr
     assert "ada-secret" not in ended.stderr

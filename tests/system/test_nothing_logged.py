@@ -22,10 +22,10 @@ MARKER = "qjxmark"  # in all that clients send; the upstream repeats it in its e
 # The same program with the log at DEBUG, and with faults of its own that have what they were given as their text.
 PROGRAM = """
 import logging, sys
-from coalesce import __main__, logs
+from coalesce import __main__, command_line, logs
 from coalesce.core.exchange import Exchange
 from coalesce.core.lane import Lane
-__main__.logging_to_stderr = lambda: logs.logging_to_stderr(logging.DEBUG)
+command_line.logging_to_stderr = lambda: logs.logging_to_stderr(logging.DEBUG)
 receive, replies = Exchange.receive, Lane.receive
 
 def faulty_receive(exchange, session, data):

@@ -1,0 +1,196 @@
+"""Command line -> Config -> trio.run, and the commands beside it.
+
+Exit codes: 0 after a clean drain; 1 when coalesce could not start, or a drain was cut short; 2 for a wrong setting;
+130 when it was interrupted before it served.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import click
+import trio
+
+from coalesce.config import Config, TcpAddress, Upstream, contradiction
+from coalesce.downstream import open_listeners
+from coalesce.embedded import EmbeddedError, embedded_server
+from coalesce.logs import hide_texts_of_exceptions, logging_to_stderr
+from coalesce.options import OPTIONS, SECTIONS, declare, unknown_variables
+from coalesce.server import Server, StartError, Summary
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+log = logging.getLogger("coalesce")
+
+_CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    "allow_extra_args": True,  # to refuse them without repeating them
+}
+_EPILOG = (
+    "Every setting can be given by an environment variable, too: COALESCE_UPSTREAM, COALESCE_MAX_CLIENTS, ... "
+    "(several listeners: separated by spaces). A flag goes before the environment."
+)
+
+
+class _Command(click.Command):
+    """Its help has settings by section."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        records = {each.name: record for each in self.get_params(ctx) if (record := each.get_help_record(ctx))}
+        for section, options in SECTIONS.items():
+            if of_section := [records.pop(option.name) for option in options if option.name in records]:
+                with formatter.section(section):
+                    formatter.write_dl(of_section)
+        with formatter.section("Options"):
+            formatter.write_dl(list(records.values()))
+
+
+class _Run(_Command):
+    """Its help has the other commands, too."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        if COMMANDS:
+            with formatter.section("Commands"):
+                formatter.write_dl([(name, command.get_short_help_str(80)) for name, command in COMMANDS.items()])
+
+
+COMMANDS: dict[str, click.Command] = {}
+
+
+@click.command(cls=_Run, context_settings=_CONTEXT, epilog=_EPILOG)
+@declare(OPTIONS.values())
+@click.version_option(version("coalesce"), prog_name="coalesce", allow_from_autoenv=False)
+def run(**given: Any) -> None:
+    """A transparent pipelining proxy for Redis and Valkey.
+
+    Point clients at it, and nothing else changes: what they have in flight travels to the upstream in batches on few
+    connections.
+    """
+    upstream, settings = _settings(click.get_current_context(), given)
+    with logging_to_stderr():
+        _warn()
+        try:
+            summary = trio.run(_run, upstream, settings)
+        except (StartError, EmbeddedError) as problem:
+            trouble = str(problem)
+        except Exception:  # ours, whatever it is
+            log.exception("a fault in coalesce ends it")
+            trouble = "it could not go on: see above"
+        else:
+            log.info("%s", summary)
+            trouble = ""
+    if trouble:
+        click.echo(f"coalesce: {trouble}", err=True)
+    sys.exit(0 if not trouble and summary.clean else 1)
+
+
+def _settings(ctx: click.Context, given: dict[str, Any]) -> tuple[Upstream | str, dict[str, object]]:
+    """The upstream, and the other fields of Config. Raises UsageError."""
+    upstream: Upstream | str | None = given.pop("upstream")
+    settings: dict[str, object] = given
+    if not settings["listen"]:
+        del settings["listen"]
+    _look_at_what_is_no_flag(ctx)
+    if upstream is None:
+        raise click.MissingParameter(ctx=ctx, param_hint="'--upstream'", param_type="option")
+    _look_for_a_password(ctx, upstream)
+    if problem := contradiction(upstream if isinstance(upstream, Upstream) else None, settings):
+        raise click.UsageError(problem)
+    return upstream, settings
+
+
+def _look_at_what_is_no_flag(ctx: click.Context) -> None:
+    """Raises UsageError, which repeats nothing of it: it may be a URL with a password."""
+    for name in COMMANDS:
+        if name in ctx.args:
+            raise click.UsageError(f"a command comes first: coalesce {name} ...")
+    if ctx.args:
+        raise click.UsageError("there are only flags, and something more was given: is it for --upstream?")
+
+
+def _look_for_a_password(ctx: click.Context, upstream: Upstream | str) -> None:
+    """Everybody on the host sees the command line, so it may have none. Raises UsageError."""
+    if (
+        isinstance(upstream, Upstream)
+        and upstream.password is not None
+        and ctx.get_parameter_source("upstream") is click.core.ParameterSource.COMMANDLINE
+    ):
+        raise click.UsageError(
+            "--upstream with a password: ps shows the command line to everybody. Give the URL in COALESCE_UPSTREAM "
+            "(/proc/PID/environ is for its owner alone), or the password in a file by --upstream-password-file"
+        )
+
+
+def _warn() -> None:
+    for name, known in unknown_variables(os.environ):
+        log.warning("%s in the environment is no setting of coalesce's; the nearest is %s", name, known)
+
+
+async def _run(upstream: Upstream | str, settings: dict[str, object]) -> Summary:
+    async with AsyncExitStack() as stack:
+        if not isinstance(upstream, Upstream):
+            upstream = Upstream(await stack.enter_async_context(embedded_server()))
+        config = Config(upstream, **settings)  # type: ignore[arg-type]
+        server = Server(config)
+        if config.admin is not None:
+            await stack.enter_async_context(_administered(server, config.admin, config.readiness_upstream))
+        return await server.serve()
+
+
+@asynccontextmanager
+async def _administered(server: Server, address: TcpAddress, readiness_upstream: bool) -> AsyncIterator[None]:
+    """Within it, the server can be asked over HTTP. Raises StartError."""
+    from coalesce.admin import Admin, serving  # noqa: PLC0415 (time and memory, for those who want it)
+
+    try:
+        listeners, really = open_listeners(address)
+    except OSError as problem:
+        raise StartError(f"can't listen on {address} (--admin): {problem.strerror or problem}") from None
+    async with serving(Admin(server, readiness_upstream), listeners):
+        log.info("admin on http://%s", really)
+        yield
+
+
+def _where_it_came_from(problem: click.BadParameter) -> str | None:
+    """The variable that the wrong value is from, if it was not a flag."""
+    ctx, param = problem.ctx, problem.param
+    if ctx is None or param is None or param.name is None:
+        return None
+    if ctx.get_parameter_source(param.name) is click.core.ParameterSource.ENVIRONMENT:
+        return str(param.envvar)
+    return None
+
+
+def _like_a_flag(text: str) -> str:
+    return re.sub(r"[^a-z-].*", "..", text, flags=re.DOTALL)
+
+
+def run_command_line() -> None:
+    """What is wrong with it is said in one line, like everything that goes wrong. Ends with SystemExit."""
+    hide_texts_of_exceptions()
+    command: click.Command = run
+    name, arguments = "coalesce", sys.argv[1:]
+    if arguments and arguments[0] in COMMANDS:
+        command = COMMANDS[arguments[0]]
+        name, arguments = f"coalesce {arguments[0]}", arguments[1:]
+    try:
+        command.main(arguments, prog_name=name, standalone_mode=False)
+    except click.ClickException as problem:
+        if isinstance(problem, click.BadParameter):
+            problem.param_hint = _where_it_came_from(problem) or problem.param_hint
+        if isinstance(problem, click.NoSuchOption):
+            # `--upstream:redis://..` is one, as a whole.
+            problem = click.NoSuchOption(_like_a_flag(problem.option_name), possibilities=problem.possibilities)
+        click.echo(f"coalesce: {problem.format_message()} (see {name} --help)", err=True)
+        sys.exit(problem.exit_code)
+    except click.Abort:
+        raise KeyboardInterrupt from None
