@@ -18,10 +18,11 @@ import click
 import trio
 
 from coalesce.config import Config, TcpAddress, Upstream, contradiction
+from coalesce.config_file import ConfigFile, ConfigFileError, InForce, read_config_file, written
 from coalesce.downstream import open_listeners
 from coalesce.embedded import EmbeddedError, embedded_server
 from coalesce.logs import hide_texts_of_exceptions, logging_to_stderr
-from coalesce.options import OPTIONS, SECTIONS, declare, unknown_variables
+from coalesce.options import CONFIG_VARIABLE, FILE, OPTIONS, SECTIONS, declare, unknown_variables
 from coalesce.server import Server, StartError, Summary
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ _CONTEXT = {
 }
 _EPILOG = (
     "Every setting can be given by an environment variable, too: COALESCE_UPSTREAM, COALESCE_MAX_CLIENTS, ... "
-    "(several listeners: separated by spaces). A flag goes before the environment."
+    '(several listeners: separated by spaces); and in the file of --config: upstream = "...", max-clients = 500, ... '
+    "A flag goes before the environment, and that before the file."
 )
 
 
@@ -66,16 +68,51 @@ class _Run(_Command):
 COMMANDS: dict[str, click.Command] = {}
 
 
+def _read_the_file(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
+    """What it says goes before the defaults. Raises UsageError."""
+    del param
+    if path is None:
+        return
+    try:
+        file = read_config_file(path)
+    except ConfigFileError as problem:
+        raise click.UsageError(str(problem)) from None
+    ctx.meta[_FILE_READ] = file
+    ctx.default_map = file.values
+
+
+_FILE_READ = f"{__name__}.file"
+_config = click.option(
+    "--config",
+    type=FILE,
+    envvar=CONFIG_VARIABLE,
+    is_eager=True,  # it has defaults of the others
+    expose_value=False,
+    callback=_read_the_file,
+    help="File of settings, in TOML: keys are flags' names.",
+)
+
+
 @click.command(cls=_Run, context_settings=_CONTEXT, epilog=_EPILOG)
 @declare(OPTIONS.values())
+@_config
+@click.option("--print-config", is_flag=True, help="Print the settings in force, as such a file, and exit.")
 @click.version_option(version("coalesce"), prog_name="coalesce", allow_from_autoenv=False)
-def run(**given: Any) -> None:
+def run(print_config: bool, **given: Any) -> None:
     """A transparent pipelining proxy for Redis and Valkey.
 
     Point clients at it, and nothing else changes: what they have in flight travels to the upstream in batches on few
     connections.
     """
-    upstream, settings = _settings(click.get_current_context(), given)
+    ctx = click.get_current_context()
+    if print_config and given["upstream"] is None:
+        _look_at_what_is_no_flag(ctx)
+        _say(_in_force(ctx, given))
+        return
+    upstream, settings = _settings(ctx, dict(given))
+    if print_config:
+        _say(_in_force(ctx, given))
+        return
     with logging_to_stderr():
         _warn()
         try:
@@ -118,16 +155,53 @@ def _look_at_what_is_no_flag(ctx: click.Context) -> None:
 
 
 def _look_for_a_password(ctx: click.Context, upstream: Upstream | str) -> None:
-    """Everybody on the host sees the command line, so it may have none. Raises UsageError."""
-    if (
-        isinstance(upstream, Upstream)
-        and upstream.password is not None
-        and ctx.get_parameter_source("upstream") is click.core.ParameterSource.COMMANDLINE
-    ):
+    """Where everybody on the host sees it, there may be none. Raises UsageError."""
+    if not isinstance(upstream, Upstream) or upstream.password is None:
+        return
+    source = ctx.get_parameter_source("upstream")
+    if source is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError(
             "--upstream with a password: ps shows the command line to everybody. Give the URL in COALESCE_UPSTREAM "
             "(/proc/PID/environ is for its owner alone), or the password in a file by --upstream-password-file"
         )
+    file: ConfigFile | None = ctx.meta.get(_FILE_READ)
+    if source is click.core.ParameterSource.DEFAULT_MAP and file is not None and file.everybody_may_read:
+        raise click.UsageError(
+            f"{file.path} has a password, and everybody on this host may read it: take that right away (chmod o-r), "
+            "or give the password in a file by --upstream-password-file"
+        )
+
+
+def _in_force(ctx: click.Context, given: dict[str, Any]) -> str:
+    """The settings as a file that says so."""
+    settings = {}
+    for name, option in OPTIONS.items():
+        source = ctx.get_parameter_source(name)
+        assert source is not None
+        value = given[name] if given[name] != () else option.default_value
+        has_password = isinstance(value, Upstream) and value.password is not None
+        settings[name] = InForce(value, _SOURCES[source], has_password)
+    file: ConfigFile | None = ctx.meta.get(_FILE_READ)
+    read = "" if file is None else f"# File: {file.path!a}\n\n"
+    return f"{read}{written(settings)}"
+
+
+_SOURCES = {
+    click.core.ParameterSource.COMMANDLINE: "flag",
+    click.core.ParameterSource.ENVIRONMENT: "environment",
+    click.core.ParameterSource.DEFAULT_MAP: "file",
+    click.core.ParameterSource.DEFAULT: "default",
+}
+
+
+def _say(text: str) -> None:
+    """To standard output. Ends with 1 where nobody takes it."""
+    try:
+        click.echo(text)
+    except OSError as problem:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (what Python flushes at its end)
+        click.echo(f"coalesce: can't write to standard output: {problem.strerror}", err=True)
+        sys.exit(1)
 
 
 def _warn() -> None:
@@ -161,12 +235,16 @@ async def _administered(server: Server, address: TcpAddress, readiness_upstream:
 
 
 def _where_it_came_from(problem: click.BadParameter) -> str | None:
-    """The variable that the wrong value is from, if it was not a flag."""
+    """The variable that the wrong value is from, or the file's key, if it was not a flag."""
     ctx, param = problem.ctx, problem.param
     if ctx is None or param is None or param.name is None:
         return None
-    if ctx.get_parameter_source(param.name) is click.core.ParameterSource.ENVIRONMENT:
+    source = ctx.get_parameter_source(param.name)
+    if source is click.core.ParameterSource.ENVIRONMENT:
         return str(param.envvar)
+    file: ConfigFile | None = ctx.meta.get(_FILE_READ)
+    if source is click.core.ParameterSource.DEFAULT_MAP and file is not None:
+        return f"{OPTIONS[param.name].key} in {file.path}"
     return None
 
 

@@ -16,7 +16,7 @@ from .processes import Coalesce, Executable, RedisServer, executables, running_c
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .forge import Ended
+    from .forge import Ended, Said
 
 
 @pytest.fixture(scope="session", params=executables(), ids=str)
@@ -70,3 +70,8 @@ def forged() -> Iterator[Forge]:
 @pytest.fixture
 def run_to_exit(forged: Forge) -> Callable[..., Ended]:
     return forged.run_to_exit
+
+
+@pytest.fixture
+def ask(forged: Forge) -> Callable[..., Said]:
+    return forged.ask

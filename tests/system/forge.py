@@ -30,6 +30,14 @@ class Ended(NamedTuple):
     stderr: str
 
 
+class Said(NamedTuple):
+    """What it said, too, that was asked something."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
 class Forge:
     """Where tests have them made."""
 
@@ -38,22 +46,30 @@ class Forge:
 
     def run_to_exit(self, *arguments: str, **more: str) -> Ended:
         """For a coalesce that is to refuse. `more` is environment."""
+        return _ended(self._run(arguments, more, until=""))
+
+    def ask(self, *arguments: str, **more: str) -> Said:
+        """For one that answers on stdout."""
         return self._run(arguments, more, until="")
 
     def run_until_it_listens(self, *arguments: str, **more: str) -> Ended:
         """For one that may refuse or not: when it has said where it listens, it is asked to end."""
-        return self._run(arguments, more, until="listening on")
+        return _ended(self._run(arguments, more, until="listening on"))
 
-    def _run(self, arguments: tuple[str, ...], more: dict[str, str], until: str) -> Ended:
+    def _run(self, arguments: tuple[str, ...], more: dict[str, str], until: str) -> Said:
         order = {"arguments": arguments, "environment": environment(**more), "until": until}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{json.dumps(order)}\n")
         self._process.stdin.flush()
-        ended = Ended(*json.loads(self._process.stdout.readline()))
-        if ended.code == -signal.SIGALRM:
-            raise TimeoutError(f"it goes on: {ended.stderr!r}")
-        return ended
+        said = Said(*json.loads(self._process.stdout.readline()))
+        if said.code == -signal.SIGALRM:
+            raise TimeoutError(f"it goes on: {said.stderr!r}")
+        return said
+
+
+def _ended(said: Said) -> Ended:
+    return Ended(said.code, said.stderr)
 
 
 @contextlib.contextmanager
@@ -66,13 +82,13 @@ def forge() -> Iterator[Forge]:
         yield Forge(process)
 
 
-def _be_coalesce(arguments: list[str], variables: dict[str, str], stderr: int) -> None:
+def _be_coalesce(arguments: list[str], variables: dict[str, str], stdout: int, stderr: int) -> None:
     """Returns or raises SystemExit, as the program does."""
     from coalesce.__main__ import main  # noqa: PLC0415 (whoever orders needs none of it)
 
     signal.alarm(int(DEADLINE))
     nothing = os.open(os.devnull, os.O_RDWR)
-    for number, descriptor in enumerate((nothing, nothing, stderr)):
+    for number, descriptor in enumerate((nothing, stdout, stderr)):
         os.dup2(descriptor, number)
     os.closerange(3, 64)
     os.environ.clear()
@@ -90,8 +106,9 @@ def _serve() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         reading, writing = os.pipe()
+        output = os.memfd_create("stdout")
         if not (pid := os.fork()):
-            _be_coalesce(order["arguments"], order["environment"], writing)
+            _be_coalesce(order["arguments"], order["environment"], output, writing)
             return
         os.close(writing)
         told = ""
@@ -101,7 +118,9 @@ def _serve() -> None:
                 if order["until"] and order["until"] in said:
                     os.kill(pid, signal.SIGTERM)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        print(json.dumps([code, told]), flush=True)
+        os.lseek(output, 0, os.SEEK_SET)
+        with open(output, encoding="utf-8", errors="surrogateescape") as stdout:  # noqa: PTH123 (a descriptor)
+            print(json.dumps([code, stdout.read(), told]), flush=True)
 
 
 if __name__ == "__main__":

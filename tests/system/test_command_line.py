@@ -7,14 +7,19 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from typing import TYPE_CHECKING
 
 import pytest
+
+from coalesce.options import OPTIONS
 
 from .processes import DEADLINE, ROOT, coalesce_command, environment, free_port
 from .versions import NEWEST
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .processes import Executable
 
 INTERRUPTED = 130
@@ -54,6 +59,161 @@ def test_a_variable_that_is_no_setting_is_warned_of_and_those_of_a_service_are_n
 def test_a_command_in_the_wrong_place(run_to_exit):
     code, said = one_line(run_to_exit("--upstream", "127.0.0.1:1", "check"))
     assert (code, "coalesce check ..." in said) == (2, True)
+
+
+# The file
+
+
+def written(path: Path, text: str, mode: int = 0o640) -> str:
+    path.write_text(text)
+    path.chmod(mode)
+    return str(path)
+
+
+def in_force(ask, *flags: str, **more: str) -> tuple[dict[str, object], dict[str, str]]:
+    """What `--print-config` says: the values, and where each came from."""
+    said = ask(*flags, "--print-config", **more)
+    assert (said.code, said.stderr) == (0, "")
+    lines = [line for line in said.stdout.splitlines() if "  # " in line]
+    sources = {line.removeprefix("# ").split()[0]: line.partition("  # ")[2].partition(":")[0] for line in lines}
+    return tomllib.loads(said.stdout), sources
+
+
+def test_a_flag_goes_before_the_environment_and_that_before_the_file(ask, tmp_path):
+    file = written(tmp_path / "c.toml", "upstream = 'h:1'\nmax-clients = 1\nmax_leases = 1\nmax-lanes = 1\n")
+    for flags, more in ((["--config", file], {}), ([], {"COALESCE_CONFIG": file})):
+        values, sources = in_force(
+            ask, *flags, "--max-clients", "3", **more, COALESCE_MAX_CLIENTS="2", COALESCE_MAX_LEASES="2"
+        )
+        assert (values["max-clients"], sources["max-clients"]) == (3, "flag")
+        assert (values["max-leases"], sources["max-leases"]) == (2, "environment")
+        assert (values["max-lanes"], sources["max-lanes"]) == (1, "file")
+        assert (values["lane-limit"], sources["lane-limit"]) == (10000, "default")
+        assert (values["upstream"], sources["upstream"]) == ("h:1", "file")
+
+
+EVERYTHING = {
+    "COALESCE_UPSTREAM": "rediss://u@h:1/2", "COALESCE_UPSTREAM_PASSWORD_FILE": '/p\\"x', "COALESCE_LISTEN":
+    "[::1]:0 unix:///tmp/x", "COALESCE_SOCKET_MODE": "0060", "COALESCE_UPSTREAM_WAIT": "inf",
+    "COALESCE_UNPROTECTED": "1", "COALESCE_MAX_CLIENTS": "7", "COALESCE_ADMIN": "off",
+}  # fmt: skip
+
+
+def test_what_is_printed_can_be_fed_back(ask, tmp_path):
+    values, sources = in_force(ask, **EVERYTHING)
+    assert set(sources) == {option.key for option in OPTIONS.values()}
+    given = {name.removeprefix("COALESCE_").lower().replace("_", "-") for name in EVERYTHING}
+    assert {key for key, source in sources.items() if source == "environment"} == given
+    assert values["socket-mode"] == "0060"
+    assert values["listen"] == ["[::1]:0", "unix:///tmp/x"]
+    file = written(tmp_path / "c.toml", ask("--print-config", **EVERYTHING).stdout)
+    again, sources = in_force(ask, "--config", file, COALESCE_ADMIN="")  # (empty: not given)
+    assert again == values
+    assert {key for key, source in sources.items() if source == "file"} == set(values)
+
+
+def test_no_secret_is_printed(ask, tmp_path):
+    file = written(tmp_path / "c.toml", "upstream = 'redis://u:hunter2@h:1'")
+    for flags, more in ((["--config", file], {}), ([], {"COALESCE_UPSTREAM": "redis://u:hunter2@h:1"})):
+        said = ask(*flags, "--print-config", **more)
+        assert "hunter2" not in said.stdout + said.stderr
+        assert '# upstream = "redis://u@h:1"' in said.stdout
+        assert "its password is left out" in said.stdout
+        assert "upstream" not in tomllib.loads(said.stdout)
+
+
+def test_settings_are_printed_without_an_upstream(ask):
+    said = ask("--print-config")
+    assert (said.code, "# upstream is not set" in said.stdout) == (0, True)
+
+
+def test_what_is_in_force_has_to_make_sense(run_to_exit):
+    code, said = one_line(run_to_exit("--upstream", "h:1", "--tls-cert", "x", "--print-config"))
+    assert (code, "--tls-cert and --tls-key go together" in said) == (2, True)
+    code, _ = one_line(run_to_exit("--print-config", "more"))
+    assert code == 2
+
+
+def test_a_password_in_a_file_that_everybody_may_read(run_to_exit, ask, tmp_path):
+    for mode in (0o600, 0o640, 0o440):
+        file = written(tmp_path / "c", "upstream='redis://:hunter2@h'", mode)
+        assert ask("--config", file, "--print-config").code == 0
+    for mode in (0o644, 0o604):
+        file = written(tmp_path / "c", "upstream='redis://:hunter2@h'", mode)
+        code, said = one_line(run_to_exit("--config", file))
+        assert (code, file in said, "chmod o-r" in said, "hunter2" in said) == (2, True, True, False)
+        assert ask("--config", file, "--print-config", COALESCE_UPSTREAM="h:1").code == 0  # it is not used
+        assert ask("--config", written(tmp_path / "c", "upstream='redis://h'", mode), "--print-config").code == 0
+
+
+WRONG = {
+    "max-client = 'hunter2'": "'max-client' is no setting; the nearest is 'max-clients'",
+    "max_client = 1": "'max_client' is no setting; the nearest is 'max-clients'",
+    "config = 'hunter2'": "'config' is no setting",
+    "'redis://u:hunter2@h' = 1": "a key is no setting; the nearest is",
+    "max-clients = 1\nmax_clients = 2": "max-clients is there twice",
+    "max-clients = 'hunter2'": "max-clients is to be a whole number",
+    "max-clients = '5'": "max-clients is to be a whole number",
+    "max-clients = 5.0": "max-clients is to be a whole number",
+    "max-clients = true": "max-clients is to be a whole number",
+    "max-clients = 0": "Invalid value for max-clients in ",
+    "upstream-wait = true": "upstream-wait is to be a number",
+    "upstream-wait = nan": "Invalid value for upstream-wait in ",
+    f"upstream-wait = 1{'0' * 400}": "upstream-wait is to be a number",
+    "unprotected = 1": "unprotected is to be true or false",
+    "upstream = ['hunter2']": "upstream is to be a string",
+    "upstream = 'redis:/hunter2@h'": "Invalid value for upstream in ",
+    'upstream-ca = "a\\u0000b"': "upstream-ca is to be a string",
+    "upstream-ca = ''": "Invalid value for upstream-ca in ",
+    "listen = []": "listen is to be a string, or a list of such",
+    "listen = ['h:1', 5]": "listen is to be a string, or a list of such",
+    "listen = 'u:hunter2@h:1'": "Invalid value for listen in ",
+    "socket-mode = 432": "socket-mode is to be a string",
+    "[upstream]\nhost = 'hunter2'": "upstream is to be a string",
+    "upstream = hunter2": "not TOML: see line 1, column 12",
+    "upstream = 'hunter2": "not TOML: see end of document",
+    "\nhunter2": "not TOML: see ",
+    f"max-clients = {'[' * 100_000}": "nested too deeply",
+    f"max-clients = {'9' * 5_000}": "not TOML",
+    "#" * (1024 * 1024 + 1): "is too long",
+}
+
+
+@pytest.mark.parametrize(("text", "why"), WRONG.items(), ids=lambda text: text[:30])
+def test_what_is_wrong_with_the_file_is_one_line_and_exit_code_2(text, why, run_to_exit, tmp_path):
+    file = written(tmp_path / "c.toml", text)
+    ended = run_to_exit("--config", file, COALESCE_ADMIN="") if "upstream" in text else run_to_exit(
+        "--upstream", "127.0.0.1:1", COALESCE_CONFIG=file
+    )  # fmt: skip
+    code, said = one_line(ended)
+    assert (code, why in said, file in said, "hunter2" in said) == (2, True, True, False), said
+
+
+def test_a_file_that_can_not_be_read(run_to_exit, tmp_path):
+    for place, why in (("nobody", "No such file"), (".", "directory")):
+        code, said = one_line(run_to_exit("--config", str(tmp_path / place)))
+        assert (code, why in said) == (2, True), said
+    (tmp_path / "latin").write_bytes(b"# \xe9")
+    code, said = one_line(run_to_exit("--config", str(tmp_path / "latin")))
+    assert (code, "not in UTF-8" in said) == (2, True)
+    code, said = one_line(run_to_exit(COALESCE_CONFIG="redis://u:hunter2@h"))
+    assert (code, "hunter2" in said) == (2, False)
+
+
+def test_a_run_from_a_file(upstream, forged, tmp_path):
+    file = written(tmp_path / "c.toml", f"upstream = '{upstream.url}'\nlisten = '127.0.0.1:0'\nadmin = 'off'")
+    ended = forged.run_until_it_listens("--config", file, COALESCE_ADMIN="")
+    assert (ended.code, "listening on 127.0.0.1:" in ended.stderr) == (0, True), ended.stderr
+
+
+def test_nobody_takes_what_is_printed():
+    with open("/dev/full", "w") as full:  # noqa: PTH123 (a device)
+        ended = subprocess.run(
+            [*coalesce_command(), "--print-config"],
+            cwd=ROOT, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=DEADLINE, check=False,
+        )  # fmt: skip
+    code, said = one_line((ended.returncode, ended.stderr))
+    assert (code, "can't write to standard output" in said) == (1, True)
 
 
 # Control-C before there is anything to drain
