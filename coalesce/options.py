@@ -94,7 +94,7 @@ class Option:
     name: str  # of the field of Config
     kind: click.ParamType[Any] | None  # None: on or off
     help: str  # one sentence
-    more: str = ""  # what README says besides
+    more: str = ""  # how it goes on in README
     default: str = ""  # in words, where Config's own says nothing
     several: bool = False  # may be given more than once
 
@@ -151,7 +151,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
             "upstream_password_file",
             FILE,
             "Its first line is coalesce's own password at the upstream",
-            "read for each new connection. The user is the URL's: `redis://user@host`",
+            ". It is read for each new connection. The user is the URL's: `redis://user@host`",
             default="none",
         ),
         Option(
@@ -165,7 +165,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
             "Seconds for an attempt to connect to the upstream, and for a client's TLS handshake",
         ),
         Option(
-            "max_dials", _SOME_SECONDS, "Attempts to connect to the upstream in a second", "beyond a burst of 100"
+            "max_dials", _SOME_SECONDS, "Attempts to connect to the upstream in a second", ", beyond a burst of 100"
         ),
         Option(
             "upstream_silence",
@@ -192,7 +192,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
             "tls_insecure",
             None,
             "Do not verify the upstream's certificate",
-            "whoever is on the way can read and change everything",
+            ": whoever is on the way can read and change everything",
         ),
     ),
     "Clients": (
@@ -200,7 +200,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
             "listen",
             _ADDRESS,
             "`host:port` (port 0 picks one) or `unix:///path`; repeatable",
-            "of a name, each address that this host has. In the environment: separated by spaces; in the file: a "
+            ". Of a name: each address that this host has. In the environment: separated by spaces; in the file: a "
             "list. What is given replaces the default",
             default="127.0.0.1:6380",
             several=True,
@@ -209,7 +209,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
             "socket_mode",
             _MODE,
             "Mode of unix sockets, as in `0660`",
-            "who may write to one may connect",
+            ". Who may write to one may connect",
             default="by the umask",
         ),
         Option(
@@ -222,13 +222,13 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
             "unprotected",
             None,
             "Let whoever reaches a TCP listener use what only coalesce has",
-            "that is credentials, or access to the upstream",
+            ": credentials, or access to the upstream",
         ),
         Option(
             "tls_cert",
             FILE,
             "Certificate of the TCP listeners, which then speak TLS",
-            "all of them, and nothing else; unix sockets stay plain",
+            ", all of them, and nothing else; unix sockets stay plain",
             default="none",
         ),
         Option("tls_key", FILE, "Its key", default="none"),
@@ -242,8 +242,8 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
             "client_silence",
             _SILENCE,
             "Seconds until a client whose host is silent is given up",
-            "while something sent to it is not acknowledged, or while the client has a connection of its own or waits "
-            "for one",
+            ", while something sent to it is not acknowledged, or while the client has a connection of its own or "
+            "waits for one",
         ),
     ),
     "Limits": (
@@ -251,44 +251,44 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
             "max_clients",
             _COUNT,
             "Clients at a time; one more is refused as Redis does",
-            "each takes a file descriptor, and coalesce raises its limit as far as it may",
+            ". Each takes a file descriptor, and coalesce raises its limit as far as it may",
         ),
         Option(
             "max_lanes",
             _COUNT,
             "Shared upstream connections, one for each user, database and protocol version",
-            "clients beyond that get a connection each; with `--client-password-file`, only users whose password was "
+            ". Clients beyond that get a connection each; with `--client-password-file`, only users whose password was "
             "right count, and never those with a password of coalesce's",
         ),
         Option(
             "max_leases",
             _COUNT,
             "Connections of a client's own, lent or kept, at a time",
-            "who needs one more waits for `--upstream-wait`",
+            ". Who needs one more waits for `--upstream-wait`",
         ),
         Option(
             "lane_limit",
             _COUNT,
             "Requests owed on one upstream connection before its clients must wait",
-            "what one read of each client brings may come on top",
+            ". What one read of each client brings may come on top",
         ),
         Option(
             "client_limit",
             _COUNT,
             "Requests owed to one client from which on it is not read",
-            "what one read brings may come on top",
+            ". What one read brings may come on top",
         ),
         Option(
             "outbox_limit",
             _COUNT,
             "Bytes of replies kept for a client that does not read",
-            "a plain number. At half of it, it is not read from either; beyond, it is closed",
+            ", as a plain number. At half of it, it is not read from either; beyond, it is closed",
         ),
         Option(
             "clients_memory",
             _COUNT,
             "Bytes held for all clients together; beyond, those that hold most are closed",
-            "one after the other: see below",
+            ", one after the other: see below",
         ),
     ),
     "Operation": (
@@ -298,7 +298,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
             "drain_timeout",
             _SECONDS,
             "Seconds to finish what is owed after SIGTERM or SIGINT",
-            "a second signal ends at once",
+            ". A second signal ends at once",
         ),
     ),
 }
