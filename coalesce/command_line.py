@@ -11,12 +11,12 @@ import os
 import re
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import click
 import trio
 
+from coalesce.build import said
 from coalesce.config import Config, TcpAddress, Upstream, contradiction
 from coalesce.config_file import ConfigFile, ConfigFileError, InForce, read_config_file, written
 from coalesce.downstream import open_listeners
@@ -93,11 +93,28 @@ _config = click.option(
 )
 
 
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    del param
+    if value:
+        _say(said())
+        ctx.exit()
+
+
+_version = click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version, the commit it was built from, and what it runs on, and exit.",
+)
+
+
 @click.command(cls=_Run, context_settings=_CONTEXT, epilog=_EPILOG)
 @declare(OPTIONS.values())
 @_config
 @click.option("--print-config", is_flag=True, help="Print the settings in force, as such a file, and exit.")
-@click.version_option(version("coalesce"), prog_name="coalesce", allow_from_autoenv=False)
+@_version
 def run(print_config: bool, **given: Any) -> None:
     """A transparent pipelining proxy for Redis and Valkey.
 

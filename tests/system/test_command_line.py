@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pytest
 
+from coalesce.build import build_info
 from coalesce.options import OPTIONS
 
 from .processes import DEADLINE, ROOT, coalesce_command, environment, free_port
@@ -214,6 +218,19 @@ def test_nobody_takes_what_is_printed():
         )  # fmt: skip
     code, said = one_line((ended.returncode, ended.stderr))
     assert (code, "can't write to standard output" in said) == (1, True)
+
+
+# Which coalesce it is
+
+
+def test_the_version(ask):
+    said = ask("--version", COALESCE_UPSTREAM="no upstream", COALESCE_VERSION="1")
+    assert (said.code, said.stderr) == (0, "")
+    first, second = said.stdout.splitlines()
+    build = build_info()
+    assert first == f"coalesce {version('coalesce')} (commit {build.commit or 'unknown'})"
+    libraries = f"trio {version('trio')}, hiredis {version('hiredis')}, {ssl.OPENSSL_VERSION}"
+    assert second == f"Python {platform.python_version()}, {libraries}"
 
 
 # Control-C before there is anything to drain
