@@ -60,5 +60,5 @@ The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `memory
 connections), `passwords.py`, `watched.py` (files that change), `upstream.py` (a lane's connection, and its next),
 `bytestream.py` and `pin.py`, `server.py` (the tree of tasks, signals, drain), `faults.py` (our own, said and counted),
 `__main__.py`, `command_line.py`, `options.py` (every setting, declared once), `config_file.py` and `config.py`,
-`build.py`, `embedded.py`.
+`build.py`, `embedded.py`, `check.py` and `ask.py` (the other commands).
 """

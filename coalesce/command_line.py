@@ -1,7 +1,11 @@
 """Command line -> Config -> trio.run, and the commands beside it.
 
-Exit codes: 0 after a clean drain; 1 when coalesce could not start, or a drain was cut short; 2 for a wrong setting;
-130 when it was interrupted before it served.
+Exit codes, of all commands: 2 for a wrong setting; 130 when it was interrupted before there was anything to drain; and
+
+    coalesce            0 after a clean drain; 1 when it could not start, or a drain was cut short
+    coalesce check      0 when the upstream can be used; 1 when it can't, with one line why
+    coalesce wait       0 when it is ready; 1 when it is not in time
+    coalesce shutdown   0 when it has ended; 1 when nobody could be asked, or it has not ended in time
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import os
 import re
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,11 +27,11 @@ from coalesce.config_file import ConfigFile, ConfigFileError, InForce, read_conf
 from coalesce.downstream import open_listeners
 from coalesce.embedded import EmbeddedError, embedded_server
 from coalesce.logs import hide_texts_of_exceptions, logging_to_stderr
-from coalesce.options import CONFIG_VARIABLE, FILE, OPTIONS, SECTIONS, declare, unknown_variables
+from coalesce.options import CONFIG_VARIABLE, FILE, OPTIONS, SECONDS, SECTIONS, declare, unknown_variables
 from coalesce.server import Server, StartError, Summary
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 log = logging.getLogger("coalesce")
 
@@ -60,12 +65,8 @@ class _Run(_Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)
-        if COMMANDS:
-            with formatter.section("Commands"):
-                formatter.write_dl([(name, command.get_short_help_str(80)) for name, command in COMMANDS.items()])
-
-
-COMMANDS: dict[str, click.Command] = {}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(80)) for name, command in COMMANDS.items()])
 
 
 def _read_the_file(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
@@ -147,6 +148,104 @@ def run(print_config: bool, **given: Any) -> None:
     sys.exit(0 if not trouble and summary.clean else 1)
 
 
+@click.command(cls=_Command, context_settings=_CONTEXT)
+@declare(OPTIONS.values())
+@_config
+def check(**given: Any) -> None:
+    """Dial the upstream, and say what it is: its version, round trip, TLS, user, and limits that matter.
+
+    With the settings that a run would have, whose files are looked at, too. Exit codes: 0; 1 when it can't be used,
+    with one line why.
+    """
+    upstream, settings = _settings(click.get_current_context(), given)
+    with logging_to_stderr():
+        _warn()
+        try:
+            found = trio.run(_check, upstream, settings)
+        except (StartError, EmbeddedError) as problem:
+            click.echo(f"coalesce: {problem}", err=True)
+            sys.exit(1)
+    _say(found)
+
+
+_of_a_running_one = declare(
+    [replace(OPTIONS["admin"], help="`host:port` of the admin HTTP of the coalesce that is asked")]
+)
+
+
+def _within(seconds: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        "--timeout", type=SECONDS, default=seconds, show_default=True, metavar="NUMBER", help="Seconds it may take."
+    )
+
+
+@click.command(cls=_Command, context_settings=_CONTEXT)
+@_of_a_running_one
+@_config
+@_within(30.0)
+@click.option(
+    "--for", "probe", type=click.Choice(["readiness", "startup"]), default="readiness", show_default=True,
+    help="Which probe has to succeed.",
+)  # fmt: skip
+def wait(admin: TcpAddress | None, timeout: float, probe: str) -> None:
+    """Wait until a coalesce is ready for clients. Exit codes: 0; 1 when it is not in time."""
+    from coalesce.ask import wait_until_ready  # noqa: PLC0415 (for those who ask)
+
+    _ask(wait_until_ready, _asked(admin), probe, timeout)
+
+
+@click.command(cls=_Command, context_settings=_CONTEXT)
+@_of_a_running_one
+@_config
+@_within(30.0)
+def shutdown(admin: TcpAddress | None, timeout: float) -> None:
+    """Have a coalesce drain and end. Exit codes: 0 when it has; 1 when it can't be asked, or takes longer."""
+    from coalesce.ask import shut_down  # noqa: PLC0415 (for those who ask)
+
+    _ask(shut_down, _asked(admin), timeout)
+
+
+@click.command(cls=_Command, context_settings=_CONTEXT)
+@_of_a_running_one
+@_config
+def top(admin: TcpAddress | None) -> None:
+    """Show what a coalesce does, as it does it."""
+    asked = _asked(admin)
+    from coalesce.top import top as show  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: PLC0415
+
+    show(str(asked))
+
+
+COMMANDS: dict[str, click.Command] = {"check": check, "wait": wait, "top": top, "shutdown": shutdown}
+
+
+def _asked(admin: TcpAddress | None) -> TcpAddress:
+    """Raises UsageError."""
+    _look_at_what_is_no_flag(click.get_current_context())
+    if admin is None or not admin.port:
+        raise click.UsageError("--admin is to say where the coalesce to ask has its admin HTTP: host:port")
+    return admin
+
+
+def _ask(question: Callable[..., None], *arguments: object) -> None:
+    from coalesce.ask import AskError  # noqa: PLC0415 (for those who ask)
+
+    try:
+        question(*arguments)
+    except AskError as problem:
+        click.echo(f"coalesce: {problem}", err=True)
+        sys.exit(1)
+
+
+async def _check(upstream: Upstream | str, settings: dict[str, object]) -> str:
+    from coalesce import check as checking  # noqa: PLC0415 (for those who ask)
+
+    async with AsyncExitStack() as stack:
+        if not isinstance(upstream, Upstream):
+            upstream = Upstream(await stack.enter_async_context(embedded_server()))
+        return checking.report(await checking.check(Config(upstream, **settings)))  # type: ignore[arg-type]
+
+
 def _settings(ctx: click.Context, given: dict[str, Any]) -> tuple[Upstream | str, dict[str, object]]:
     """The upstream, and the other fields of Config. Raises UsageError."""
     upstream: Upstream | str | None = given.pop("upstream")
@@ -165,7 +264,7 @@ def _settings(ctx: click.Context, given: dict[str, Any]) -> tuple[Upstream | str
 def _look_at_what_is_no_flag(ctx: click.Context) -> None:
     """Raises UsageError, which repeats nothing of it: it may be a URL with a password."""
     for name in COMMANDS:
-        if name in ctx.args:
+        if name in ctx.args[:1]:
             raise click.UsageError(f"a command comes first: coalesce {name} ...")
     if ctx.args:
         raise click.UsageError("there are only flags, and something more was given: is it for --upstream?")

@@ -325,13 +325,13 @@ async def _start_tls(sock: socket.socket, context: ssl.SSLContext, name: str | N
 
 async def _lets_everybody_in(stream: ByteStream) -> bool:
     """Whether the upstream's user `default` needs no password."""
-    (said,) = await _converse(stream, [[b"PING"]])
+    (said,) = await converse(stream, [[b"PING"]])
     return not said.startswith(b"-NOAUTH")
 
 
 async def _authenticate(stream: ByteStream, username: bytes | None, password: bytes) -> None:
     """Raises Refused."""
-    _check(await _converse(stream, [[b"AUTH", *([] if username is None else [username]), password]]), 1)
+    _check(await converse(stream, [[b"AUTH", *([] if username is None else [username]), password]]), 1)
 
 
 def told(error: bytes) -> str:
@@ -377,7 +377,7 @@ async def _shake_hands(stream: ByteStream, identity: Identity, name: bytes, *, a
     if ask:
         questions.append([b"CONFIG", b"GET", b"proto-max-bulk-len"])
     start = perf_counter()
-    replies = await _converse(stream, become + questions)
+    replies = await converse(stream, become + questions)
     round_trip = perf_counter() - start
     _check(replies, len(become))
     greeting = replies[-1 - ask]
@@ -395,7 +395,7 @@ async def _shake_hands(stream: ByteStream, identity: Identity, name: bytes, *, a
     )
 
 
-async def _converse(stream: ByteStream, requests: list[list[bytes]]) -> list[bytes]:
+async def converse(stream: ByteStream, requests: list[list[bytes]]) -> list[bytes]:
     """As many replies as requests."""
     try:
         with suppress(ssl.SSLEOFError):  # it hung up already: why is still to be read

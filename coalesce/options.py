@@ -82,7 +82,7 @@ ADMIN = _Parsed("address", parse_admin)
 _ADDRESS = _Parsed("address", parse_address)
 _MODE = _Parsed("mode", parse_mode)
 _COUNT = click.IntRange(min=1)
-_SECONDS = _Number(min=0)
+SECONDS = _Number(min=0)
 _SOME_SECONDS = _Number(min=0, min_open=True)
 _SILENCE = _Number(min=0.1, max=3600)  # what the kernel's timers can keep
 
@@ -156,7 +156,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
         ),
         Option(
             "upstream_wait",
-            _SECONDS,
+            SECONDS,
             "Seconds that requests wait for the next connection after an upstream connection is lost, and for a lease",
         ),
         Option(
@@ -296,7 +296,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
         Option("readiness_upstream", None, "`/readiness` fails while there is no upstream"),
         Option(
             "drain_timeout",
-            _SECONDS,
+            SECONDS,
             "Seconds to finish what is owed after SIGTERM or SIGINT",
             ". A second signal ends at once",
         ),

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from coalesce.config import Address, Config
+    from coalesce.dial import Dialled
 
 log = logging.getLogger("coalesce")
 
@@ -91,6 +92,18 @@ def _is_loopback(listener: TcpAddress) -> bool:
         return is_loopback(listener)
     except OSError as problem:
         raise StartError(f"can't listen on {listener}: {problem.strerror or problem}") from None
+
+
+async def dial_first(dialler: Dialler, address: Address, identity: Identity, name: bytes) -> Dialled:
+    """One attempt, by whoever says to coalesce's user what is wrong. Raises StartError."""
+    try:
+        return await dialler.try_once(identity, name)
+    except Refused as refusal:
+        raise StartError(f"upstream {address} refused: {refusal}") from None
+    except NotLetInError as problem:
+        raise StartError(f"upstream {address}: {problem}") from None
+    except DialError as problem:
+        raise StartError(f"can't reach upstream {address}: {problem}") from None
 
 
 def _secret() -> bytes:
@@ -232,15 +245,8 @@ class Server:
 
     async def _look_at_upstream(self) -> str:
         """Dials once before anything else: whoever starts coalesce wants to know at once when that can't work."""
-        upstream = self._config.upstream
-        try:
-            dialled = await self._dialler.try_once(self._exchange.base, CONNECTION_NAME)
-        except Refused as refusal:
-            raise StartError(f"upstream {upstream.address} refused: {refusal}") from None
-        except NotLetInError as problem:
-            raise StartError(f"upstream {upstream.address}: {problem}") from None
-        except DialError as problem:
-            raise StartError(f"can't reach upstream {upstream.address}: {problem}") from None
+        address = self._config.upstream.address
+        dialled = await dial_first(self._dialler, address, self._exchange.base, CONNECTION_NAME)
         dialled.sock.close()
         self._exchange.lane(self._exchange.base).authenticated = dialled.authenticated
         return dialled.software

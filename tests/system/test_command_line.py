@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 import tomllib
+from contextlib import closing
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -18,8 +20,19 @@ import pytest
 from coalesce.build import build_info
 from coalesce.options import OPTIONS
 
-from .processes import DEADLINE, ROOT, coalesce_command, environment, free_port
-from .versions import NEWEST
+from .processes import (
+    DEADLINE,
+    ROOT,
+    coalesce_command,
+    environment,
+    eventually,
+    free_port,
+    running_coalesce,
+    running_server,
+)
+from .test_doors import Pretender
+from .versions import NEWEST, with_oldest_and_newest
+from .wire import pack
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -231,6 +244,161 @@ def test_the_version(ask):
     assert first == f"coalesce {version('coalesce')} (commit {build.commit or 'unknown'})"
     libraries = f"trio {version('trio')}, hiredis {version('hiredis')}, {ssl.OPENSSL_VERSION}"
     assert second == f"Python {platform.python_version()}, {libraries}"
+
+
+# What is found upstream
+
+
+def found_by(said) -> dict[str, str]:
+    """Its lines, without the remarks."""
+    assert (said.code, said.stderr) == (0, ""), said
+    pairs = [re.split(r"  +", line, maxsplit=1) for line in said.stdout.splitlines()]
+    return {what: found.partition("  (")[0] for what, found in pairs}
+
+
+@with_oldest_and_newest
+def test_what_check_finds(executable, ask):
+    limits = "--timeout 7 --maxclients 77 --client-output-buffer-limit normal 1048576 524288 9"
+    with running_server(executable, *limits.split()) as server:
+        found = found_by(ask("check", "--upstream", f"redis://{server.url}/3"))
+        assert found["upstream"] == server.url
+        assert found["version"] == f"{executable.product.lower()} {'.'.join(map(str, executable.version))}"
+        assert 0 < float(found["round trip"].removesuffix(" ms")) < 1000
+        assert (found["TLS"], found["user"], found["database"]) == ("none", "default", "3")
+        assert (found["timeout"], found["maxclients"]) == ("7", "77")
+        assert found["client-output-buffer-limit"] == "1048576 524288 9"
+        assert found["proto-max-bulk-len"] == "536870912"
+        assert found["maxmemory-clients"] == ("0" if executable.version >= (7,) else "not known to this version")
+        assert found["io-threads"] == "1"
+        assert "a primary" in ask("check", "--upstream", server.url).stdout
+
+
+def test_what_check_is_not_told(fresh_upstream, ask):
+    with fresh_upstream.connect() as control:
+        control.ask("ACL", "SETUSER", "poor", "on", ">hunter2", "+hello", "+ping")
+        control.ask("CONFIG", "SET", "requirepass", "x")
+    said = ask("check", COALESCE_UPSTREAM=f"redis://poor:hunter2@{fresh_upstream.url}")
+    found = found_by(said)
+    assert "hunter2" not in said.stdout
+    assert {found[name] for name in ("user", "maxclients", "timeout", "io-threads")} == {"can't be told"}
+    found = found_by(ask("check", "--upstream", fresh_upstream.url))
+    assert (found["version"], found["user"], found["maxclients"]) == ("version unknown", "none yet", "can't be told")
+
+
+def test_check_says_in_one_line_why_not(run_to_exit, upstream, tmp_path):
+    """With the words of a run."""
+    nobody = f"127.0.0.1:{free_port()}"
+    for flags in (
+        ["--upstream", nobody],
+        ["--upstream", f"unix://{tmp_path}/nobody"],
+        ["--upstream", upstream.url, "--client-password-file", str(tmp_path / "none")],
+        ["--upstream", f"rediss://{upstream.url}", "--upstream-ca", str(tmp_path / "none")],
+        ["--upstream", f"redis://{upstream.url}/999999"],
+    ):
+        code, said = one_line(run_to_exit("check", *flags))
+        assert (code, said) == one_line(run_to_exit(*flags, "--listen", "127.0.0.1:0"))
+        assert code == 1
+    code, said = one_line(run_to_exit("check", COALESCE_UPSTREAM=f"redis://u:hunter2@{upstream.url}"))
+    assert (code, "hunter2" in said, "refuses coalesce's credentials" in said) == (1, False, True)
+
+
+def test_an_upstream_that_hangs_up_when_it_is_asked(run_to_exit):
+    with closing(Pretender()) as pretender:
+        pretender.answers[b"CONFIG"] = b"-ERR unknown command 'CONFIG', with args beginning with: 'hunter2'\r\n"
+        pretender.closes_after.add(b"CONFIG")
+        code, said = one_line(run_to_exit("check", "--upstream", pretender.url))
+    assert (code, "hung up when it was asked" in said) == (1, True)
+
+
+def test_check_with_wrong_settings(run_to_exit):
+    for flags in ([], ["--upstream", "redis://u:hunter2@h"], ["--upstream", "h", "--nosuch"], ["--upstream", "h", "x"]):
+        code, said = one_line(run_to_exit("check", *flags))
+        assert (code, "hunter2" in said) == (2, False)
+        assert "coalesce check --help" in said
+
+
+def test_a_private_redis_is_checked(ask):
+    assert found_by(ask("check", "--upstream", "embedded"))["user"] == "default"
+
+
+# A running one
+
+
+@pytest.fixture
+def silent_admin():
+    """It accepts, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def admin_of(coalesce) -> str:
+    return eventually(lambda: re.search(r"admin on http://(\S+)", coalesce.stderr))[1]
+
+
+def test_wait_and_shutdown(upstream, ask):
+    with running_coalesce(upstream.url, COALESCE_ADMIN="127.0.0.1:0") as coalesce:
+        admin = admin_of(coalesce)
+        for flags, more in ((["--admin", admin], {}), (["--for", "startup"], {"COALESCE_ADMIN": admin})):
+            assert ask("wait", *flags, http_proxy="http://127.0.0.1:1", **more) == (0, "", "")
+        assert ask("shutdown", "--admin", f"0.0.0.0:{admin.rpartition(':')[2]}") == (0, "", "")
+        code, stderr = coalesce.wait()
+        assert (code, "draining" in stderr) == (0, True)
+        said = ask("shutdown", "--admin", admin)
+        assert (said.code, said.stderr) == (1, f"coalesce: can't ask {admin} (--admin): Connection refused\n")
+        said = ask("wait", "--admin", admin, "--timeout", "0.2")
+        assert said.code == 1
+        assert said.stderr.startswith("coalesce: not ready after 0.2 s: can't ask")
+
+
+def test_wait_begins_before_there_is_anybody(upstream):
+    port = free_port()
+    command = [*coalesce_command(), "wait", "--admin", f"127.0.0.1:{port}"]
+    with (
+        subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as waiting,
+        running_coalesce(upstream.url, COALESCE_ADMIN=f"127.0.0.1:{port}"),
+    ):
+        _, stderr = waiting.communicate(timeout=DEADLINE)
+    assert (waiting.returncode, stderr) == (0, "")
+
+
+def test_shutdown_waits_for_the_drain_and_not_for_ever(upstream, ask):
+    with running_coalesce(upstream.url, "--drain-timeout", "60", COALESCE_ADMIN="127.0.0.1:0") as coalesce:
+        admin = admin_of(coalesce)
+        with coalesce.connect() as client:
+            upstream.process.send_signal(signal.SIGSTOP)
+            try:
+                client.send(pack("GET", "k"))
+                said = ask("shutdown", "--admin", admin, "--timeout", "0.5")
+                assert (said.code, said.stderr) == (1, "coalesce: still draining after 0.5 s\n")
+                said = ask("wait", "--admin", admin, "--timeout", "0.2")
+                assert (said.code, said.stderr) == (1, "coalesce: not ready after 0.2 s: draining\n")
+            finally:
+                upstream.process.send_signal(signal.SIGCONT)
+            assert client.reply() == b"$-1\r\n"
+        assert coalesce.wait()[0] == 0
+
+
+def test_whoever_does_not_answer_is_said(ask, silent_admin):
+    for command in ("wait", "shutdown"):
+        said = ask(command, "--admin", silent_admin, "--timeout", "0.2")
+        assert (said.code, "no answer of HTTP" in said.stderr or "timed out" in said.stderr) == (1, True), said
+
+
+@pytest.mark.parametrize("command", ["wait", "shutdown", "top"])
+def test_nobody_to_ask(command, run_to_exit):
+    for flags in (["--admin", "off"], ["--admin", "127.0.0.1:0"], ["--admin", "127.0.0.1:1", "x"], ["--nosuch"]):
+        code, said = one_line(run_to_exit(command, *flags))
+        assert (code, f"coalesce {command} --help" in said) == (2, True)
+
+
+def test_help_has_all_commands_and_settings(ask):
+    said = ask("--help")
+    assert said.code == 0
+    for option in OPTIONS.values():
+        assert f"  {option.flag} " in said.stdout
+    for command in ("check", "wait", "top", "shutdown"):
+        assert f"\n  {command} " in said.stdout
+        assert ask(command, "--help").stdout.startswith(f"Usage: coalesce {command} [OPTIONS]")
 
 
 # Control-C before there is anything to drain

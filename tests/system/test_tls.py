@@ -646,3 +646,22 @@ def test_flags_that_make_no_sense_together(flags, run_to_exit):
     code, stderr = run_to_exit(*flags.split())
     assert code == 2, stderr
     assert len(stderr.splitlines()) == 1, stderr
+
+
+# What `coalesce check` finds
+
+
+def test_check_says_what_the_upstreams_certificate_is(executable, authority, ask):
+    own = authority.issue("127.0.0.1", "redis.example")
+    with tls_server(executable, own, authority) as server:
+        said = ask("check", "--upstream", server.url, *to_upstream(authority))
+        assert (said.code, said.stderr) == (0, ""), said
+        assert re.search(r"^TLS +TLSv1\.[23]  \(\w+", said.stdout, re.MULTILINE)
+        assert re.search(r"^certificate +\S+.*$", said.stdout, re.MULTILINE)
+        ends = " ".join(ssl._ssl._test_decode_cert(str(own.certificate))["notAfter"].split())
+        assert re.search(rf"^expires +{ends}$", said.stdout, re.MULTILINE)
+        said = ask("check", "--upstream", server.url, "--tls-insecure")
+        assert (said.code, "not verified" in said.stdout) == (0, True), said
+        said = ask("check", "--upstream", server.url)
+        assert (said.code, said.stdout) == (1, "")
+        assert "its certificate can't be verified" in said.stderr

@@ -1,0 +1,102 @@
+"""`coalesce wait` and `coalesce shutdown`: what is asked of a coalesce that runs, over its admin HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import urllib.error
+import urllib.request
+from ipaddress import ip_address
+from time import monotonic, sleep
+
+from coalesce.config import TcpAddress
+
+# Seconds between two looks.
+_LOOK_EVERY = 0.1
+# Seconds that one answer may take.
+_ANSWER = 5.0
+# Bytes of one. They are single lines.
+_LONGEST = 1000
+
+
+class AskError(Exception):
+    """It can't be asked, or did not become as it was to become: why, in one line."""
+
+
+def wait_until_ready(admin: TcpAddress, probe: str, timeout: float) -> None:
+    """Returns when the probe has succeeded. Raises AskError when it has not in so many seconds."""
+    ends = monotonic() + timeout
+    while True:
+        try:
+            status, said = _ask(admin, "GET", f"/{probe}", ends)
+        except _NoAnswerError as problem:
+            status, said = 0, str(problem)
+        if status == http.client.OK:
+            return
+        if monotonic() + _LOOK_EVERY > ends:
+            raise AskError(f"not ready after {timeout:g} s: {said}")
+        sleep(_LOOK_EVERY)
+
+
+def shut_down(admin: TcpAddress, timeout: float) -> None:
+    """Returns when it has drained and ended. Raises AskError when it can't be asked, or takes longer."""
+    ends = monotonic() + timeout
+    try:
+        status, said = _ask(admin, "POST", "/quitquitquit", ends)
+    except _NoAnswerError as problem:
+        raise AskError(str(problem)) from None
+    if status != http.client.OK:
+        raise AskError(f"{admin} refuses: {said}")
+    while monotonic() + _LOOK_EVERY <= ends:
+        sleep(_LOOK_EVERY)
+        try:
+            status, said = _ask(admin, "GET", "/readiness", ends)
+        except _NoAnswerError as problem:
+            if problem.nobody:
+                return
+        else:
+            if said != "draining":  # another one, which whoever supervises it has started
+                return
+    raise AskError(f"still draining after {timeout:g} s")
+
+
+class _NoAnswerError(Exception):
+    """`nobody`: nobody listens there."""
+
+    def __init__(self, why: str, nobody: bool) -> None:
+        super().__init__(why)
+        self.nobody = nobody
+
+
+def _ask(admin: TcpAddress, method: str, path: str, ends: float) -> tuple[int, str]:
+    """The status, and what was said. Raises _NoAnswerError."""
+    where = _reachable(admin)
+    request = urllib.request.Request(f"http://{where}{path}", method=method)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
+    timeout = max(0.1, min(_ANSWER, ends - monotonic()))
+    try:
+        with opener.open(request, timeout=timeout) as answer:
+            return answer.status, _line(answer.read(_LONGEST))
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            return refusal.code, _line(refusal.read(_LONGEST))
+    except urllib.error.URLError as problem:
+        nobody = isinstance(problem.reason, ConnectionRefusedError)
+        why = problem.reason.strerror if isinstance(problem.reason, OSError) else None
+        raise _NoAnswerError(f"can't ask {where} (--admin): {why or problem.reason}", nobody) from None
+    except (OSError, http.client.HTTPException):
+        raise _NoAnswerError(f"can't ask {where} (--admin): no answer of HTTP", nobody=False) from None
+
+
+def _line(said: bytes) -> str:
+    text = said.decode("latin-1").strip().partition("\n")[0]
+    return "".join(each for each in text if each.isprintable())
+
+
+def _reachable(listener: TcpAddress) -> TcpAddress:
+    """Where one that listens there can be asked from its host."""
+    try:
+        if ip_address(listener.host).is_unspecified:
+            return TcpAddress("::1" if ":" in listener.host else "127.0.0.1", listener.port)
+    except ValueError:
+        pass
+    return listener
