@@ -440,3 +440,15 @@ def test_interrupted_while_the_upstream_says_nothing(admin):
     assert process.returncode == INTERRUPTED, stderr
     assert "Traceback" not in stderr
     assert "fault" not in stderr
+
+
+def test_interrupted_while_it_waits():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(DEADLINE)
+        command = [*coalesce_command(), "wait", "--admin", f"127.0.0.1:{silent.getsockname()[1]}"]
+        with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+            connection, _ = silent.accept()
+            os.kill(process.pid, signal.SIGINT)
+            with connection:
+                _, stderr = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, stderr.strip()) == (INTERRUPTED, "")
