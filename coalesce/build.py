@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import platform
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from importlib.resources import files
 from typing import NamedTuple
 
 
 class BuildInfo(NamedTuple):
-    """`commit` is None where the build did not know it: of an editable install, say, whose sources may change."""
+    """`commit` is None where nobody wrote it down: of an editable install, say, whose sources may change."""
 
     version: str
     commit: str | None
@@ -21,11 +22,13 @@ def build_info() -> BuildInfo:
 
 
 def _commit() -> str | None:
-    """As `setup.py` wrote it into the package."""
+    """As the build of an image wrote it into the package, or pip noted it (PEP 610) when it installed from git."""
     try:
         return (files("coalesce") / "COMMIT").read_text(encoding="utf-8").strip() or None
     except FileNotFoundError:
-        return None
+        origin = json.loads(distribution("coalesce").read_text("direct_url.json") or "{}")
+        commit: str | None = origin.get("vcs_info", {}).get("commit_id")
+        return commit
 
 
 def said() -> str:
