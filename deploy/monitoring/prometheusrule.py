@@ -1,4 +1,4 @@
-"""Writes prometheusrule.yaml, which is rules.yaml for the Prometheus operator: `python3 deploy/monitoring/prometheusrule.py`."""
+"""Writes prometheusrule.yaml, which is rules.yaml for the Prometheus operator."""
 
 from pathlib import Path
 
