@@ -1,0 +1,33 @@
+"""The unit for hosts without Kubernetes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .manifests import DEPLOY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def complaints(directory: Path, unit: str) -> str:
+    """Of systemd, about the unit; the program that it starts is one that there is."""
+    (directory / "coalesce.service").write_text(unit.replace("/opt/coalesce/bin/coalesce", "/bin/true"))
+    told = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(directory / "coalesce.service")],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    said = [line for line in told.stderr.splitlines() if "coalesce.service" in line]
+    return "\n".join(said) or f"exit code {told.returncode}" * (told.returncode != 0)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="not installed: systemd-analyze")
+def test_unit_is_valid(tmp_path: Path) -> None:
+    unit = (DEPLOY / "coalesce.service").read_text()
+    assert complaints(tmp_path, unit) == ""
+    wrong = unit.replace("StartLimitIntervalSec=0", "StartLimitIntervalSec=x")
+    assert "Failed to parse" in complaints(tmp_path, wrong)
