@@ -31,8 +31,9 @@ from coalesce.core.errors import ClientError, unavailable
 from coalesce.core.fence import Fence, hello, ping
 from coalesce.core.held import Large, weigh
 from coalesce.core.identity import Move, move_of
-from coalesce.core.lane import LARGE, ROLE_REPLICA, UNSENT_LIMIT, Lane, LaneState, Limits
+from coalesce.core.lane import LARGE, ROLE_REPLICA, UNSENT_LIMIT, Lane, LaneState, Limits, Ours
 from coalesce.core.lease import Lease, Leases, Witness
+from coalesce.core.ledger import Kind, Ledger, Outcomes
 from coalesce.core.resp import ARRAY_HEADERS, BULK_LIMIT, CRLF, LargeRequestError, RequestReader, pack, pack_tuple
 from coalesce.core.session import TAKING, Session, SessionState
 from coalesce.core.stream import Subscriber, Verdict
@@ -124,6 +125,7 @@ class Exchange:
         self._open_lane = open_lane
         self._say_fault = say_fault
         self._retired = {False: Totals(), True: Totals()}  # of lanes that are no more: shared ones, leases
+        self.ledgers = {kind: Ledger() for kind in Kind}
         self._numbers = 0
         self._handing_out: Lane | None = None  # whose replies are being handed out: not to be pinned before all are
         self.lane(base)
@@ -151,7 +153,10 @@ class Exchange:
         return self._new_lane(identity, exclusive=True)
 
     def _new_lane(self, identity: Identity, *, exclusive: bool = False, large: bool = False) -> Lane:
-        lane = Lane(self._numbers, identity, self.limits, exclusive=exclusive, large=large)
+        kind = Kind.LEASED if exclusive else Kind.LARGE if large else Kind.SHARED
+        lane = Lane(
+            self._numbers, identity, self.limits, exclusive=exclusive, large=large, ledger=self.ledgers[kind]
+        )
         self._numbers += 1
         self._open_lane(lane)
         return lane
@@ -169,6 +174,23 @@ class Exchange:
         for lane in lanes:
             total = total.and_(lane)
         return total
+
+    @property
+    def all_lanes(self) -> list[Lane]:
+        """Shared ones, those for what is large, and leases; not those of pinned clients."""
+        return [*self.lanes.values(), *self.large_lanes.values(), *self.leases.of]
+
+    def outcomes(self) -> dict[Kind, Outcomes]:
+        """What became of the commands so far."""
+        in_flight = dict.fromkeys(Kind, 0)
+        for lane in self.all_lanes:
+            in_flight[lane.kind] += len(lane.in_flight)
+        return {kind: ledger.outcomes(in_flight[kind]) for kind, ledger in self.ledgers.items()}
+
+    def count_swallowed(self, replies: int) -> None:
+        """A session that has left was given so many replies (if by a lane: else they are counted there already)."""
+        if self._handing_out is not None:
+            self._handing_out.ledger.swallowed += replies
 
     # --- clients ---
 
@@ -480,8 +502,7 @@ class Exchange:
         """Asks for proof that what is before has one reply each: see fence.py."""
         secret = self._secret()
         request, answer = hello(secret, lane.identity.protocol) if lane.exclusive else ping(secret)
-        lane.own += 1
-        self.enqueue(lane, request, Fence(answer, lambda: self.apart.add(lane.identity), passed))
+        self.enqueue(lane, request, Fence(lane, answer, lambda: self.apart.add(lane.identity), passed))
 
     def _fence_unsent(self, lane: Lane) -> None:
         """The first of the transactions that have not left proves anew that EXEC is known: they counted on another
@@ -659,10 +680,6 @@ class Exchange:
             home = lanes.get(identity)
             if home is not None:
                 home.sessions.discard(session)
-
-    def swallow(self, data: bytes) -> None:
-        """Takes the place of `Session.write` once the client has left."""
-        del data
 
     # --- a session moves: to another lane, or to a connection of its own ---
 
@@ -930,7 +947,6 @@ class Exchange:
         if at_once or self.now - lane.asked_at >= _ASK_EVERY:
             lane.asked = True
             lane.asked_at = self.now
-            lane.own += 1
             # By what nobody is refused, and what changes nothing.
             self.enqueue(lane, pack([b"HELLO", b"%d" % identity.protocol]), _Role(lane))
 
@@ -938,13 +954,12 @@ class Exchange:
         """Has every lane say something that has not for `idle` seconds: or it is closed (`timeout`), or dead unseen."""
         for lane in [*self.lanes.values(), *self.large_lanes.values()]:
             if lane.idle_for(now) >= idle:
-                lane.own += 1
-                self.enqueue(lane, pack([b"PING"]), _Nobody())
+                self.enqueue(lane, pack([b"PING"]), _Nobody(lane))
 
     @property
     def links(self) -> Iterator[Link]:
         """The connections that stand."""
-        for lane in [*self.lanes.values(), *self.large_lanes.values(), *self.leases.of]:
+        for lane in self.all_lanes:
             if lane.link is not None:
                 yield lane.link
 
@@ -1057,10 +1072,7 @@ class Exchange:
         home = self.lane(large.identity)
         if large.unsent and not home.unsent:
             self.dirty.append(home)
-        home.unsent += large.unsent
-        home.callers += large.callers
-        home.withdrawable |= large.withdrawable
-        large.drop_unsent()
+        home.take_unsent(large)
         large.full = False
         home.waiting |= large.waiting
         resumed: list[Session] = []
@@ -1178,59 +1190,47 @@ def _is_endless(arguments: list[bytes] | None) -> bool:
     return _blocks(arguments) or need_of(arguments) in {Need.SUBSCRIBE, Need.WAIT}
 
 
-class _Nobody:
+class _Nobody(Ours):
     """A place in the FIFO for our own PING."""
 
-    __slots__ = ("owed",)
-
-    def __init__(self) -> None:
-        self.owed = 0
+    __slots__ = ()
 
     def write(self, data: bytes) -> None:
         """Any reply will do."""
+        del data
+        self.count()
 
     write_more = write
 
     def lost(self) -> None:
         """Nobody is told."""
 
-    def fail(self, fault: Exception) -> None:
-        """Nobody's: the connection's, then."""
-        raise fault
 
-
-class _Role:
+class _Role(Ours):
     """A place in the FIFO of a lane for our own HELLO: the reply says whether the upstream is a replica."""
 
-    __slots__ = ("_lane", "owed")
-
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-        self.owed = 0
+    __slots__ = ()
 
     def write(self, data: bytes) -> None:
-        self._lane.asked = False
+        self.count()
+        self.lane.asked = False
         if ROLE_REPLICA in data:
-            self._lane.turned_away = True
+            self.lane.turned_away = True
 
     write_more = write
 
     def lost(self) -> None:
-        self._lane.asked = False
-
-    def fail(self, fault: Exception) -> None:
-        """Nobody's: the connection's, then."""
-        raise fault
+        self.lane.asked = False
 
 
 class Moving:
     """A place in the FIFO of a new lane, for the request that asks to move there."""
 
-    __slots__ = ("_exchange", "_is_ours", "_lane", "_name", "_said_yes", "_session", "owed")
+    __slots__ = ("_exchange", "_is_ours", "_lane", "_name", "_said_yes", "owed", "session")
 
     def __init__(self, exchange: Exchange, session: Session, lane: Lane, name: bytes | None) -> None:
         self._exchange = exchange
-        self._session = session
+        self.session = session
         self._lane = lane
         self._name = name
         self._said_yes = False
@@ -1241,13 +1241,13 @@ class Moving:
     def write(self, data: bytes) -> None:
         self._said_yes = not data.startswith(b"-")
         self._is_ours = data.startswith(replies.OURS)
-        session = self._session
+        session = self.session
         session.owed -= not self.owed
         session.write(data)
         self._look()
 
     def write_more(self, data: bytes) -> None:
-        session = self._session
+        session = self.session
         session.owed -= not self.owed
         session.write_more(data)
         self._look()
@@ -1255,7 +1255,7 @@ class Moving:
     def _look(self) -> None:
         if self.owed:
             return
-        session = self._session
+        session = self.session
         if self._is_ours:
             # The upstream has not been asked. What is behind it would run in another database, or as somebody else.
             self._exchange.depart(session)
@@ -1265,7 +1265,7 @@ class Moving:
         self._exchange.moved(session, self._lane if self._said_yes else None)
 
     def lost(self) -> None:
-        self._session.lost()
+        self.session.lost()
 
     def fail(self, fault: Exception) -> None:
-        self._session.fail(fault)
+        self.session.fail(fault)

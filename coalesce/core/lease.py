@@ -27,7 +27,7 @@ import coalesce.core.errors as replies
 from coalesce.core.commands import BLOCKING, TRANSACTIONAL, Need, may_have_no_reply, need_of, runs_in_any_database
 from coalesce.core.containment import contained
 from coalesce.core.held import weigh
-from coalesce.core.lane import Lane, LaneState
+from coalesce.core.lane import Lane, LaneState, Ours
 from coalesce.core.resp import pack
 from coalesce.core.session import SessionState
 
@@ -106,10 +106,10 @@ class Lease:
 class Witness:
     """A place in the FIFO of a leased lane for a request whose reply tells something about the connection."""
 
-    __slots__ = ("_blocks", "_held", "_lease", "_name", "_session", "owed")
+    __slots__ = ("_blocks", "_held", "_lease", "_name", "owed", "session")
 
     def __init__(self, session: Session, lease: Lease, name: bytes, held: int) -> None:
-        self._session = session
+        self.session = session
         self._lease = lease
         self._name = name
         self._blocks = name in BLOCKING
@@ -122,41 +122,42 @@ class Witness:
     def write(self, data: bytes) -> None:
         if self._held:
             self._lease.held -= self._held
-            weigh(self._session)
+            weigh(self.session)
         if self._name in TRANSACTIONAL:
             self._lease.replied(self._name, data)
         self._count()
-        self._session.write(data)
+        self.session.write(data)
 
     def write_more(self, data: bytes) -> None:
         self._count()
-        self._session.write_more(data)
+        self.session.write_more(data)
 
     def _count(self) -> None:
         if not self.owed:
-            self._session.owed -= 1
+            self.session.owed -= 1
             if self._blocks:
                 self._lease.unblocked()
 
     def lost(self) -> None:
-        self._session.lost()
+        self.session.lost()
 
     def fail(self, fault: Exception) -> None:
-        self._session.fail(fault)
+        self.session.fail(fault)
 
 
-class _Naming:
+class _Naming(Ours):
     """A place in the FIFO of a lease that is about to be lent, for our own HELLO .. SETNAME."""
 
-    __slots__ = ("_lease", "_leases", "owed")
+    __slots__ = ("_lease", "_leases")
 
     def __init__(self, leases: Leases, lease: Lease) -> None:
+        super().__init__(lease.lane)
         self._leases = leases
         self._lease = lease
-        self.owed = 0
 
     def write(self, data: bytes) -> None:
         """Whether it was refused (by an upstream that is busy, say) or not, it can be lent."""
+        self.count()
         if data.startswith(b"-"):
             self._lease.name = None
         self._leases.named(self._lease)
@@ -165,10 +166,6 @@ class _Naming:
 
     def lost(self) -> None:
         """The session that waits is told by `Leases.lost`."""
-
-    def fail(self, fault: Exception) -> None:
-        """Nobody's: the connection's, then."""
-        raise fault
 
 
 class Leases:

@@ -1357,7 +1357,7 @@ def _session_of(caller: object) -> Session | None:
     """A place in the FIFO is the session's own, or stands for one of its requests, or is of nobody."""
     if isinstance(caller, Large):
         return caller.session if caller._size else None  # withdrawn: a PING is in its place
-    return caller if isinstance(caller, Session) else getattr(caller, "_session", None)
+    return caller if isinstance(caller, Session) else getattr(caller, "session", None)
 
 
 Proxy.TestCase.settings = settings(
