@@ -120,7 +120,7 @@ class Server:
         self._end = trio.Event()  # asked for by other means than a signal
         base = Identity(None, None, upstream.database, 2)
         limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.max_leases, config.hold_below)
-        self._exchange = Exchange(base, self._open_lane, limits, secret, judge, self._say_fault)
+        self._exchange = Exchange(base, self._open_lane, limits, secret, judge, self._say_fault, perf_counter)
         # (An identity has a lane, and another for what is large.)
         max_clients = allowed_clients(config.max_clients, config.max_leases + 2 * config.max_lanes + _OTHER_DESCRIPTORS)
         self._memory = Memory(config.clients_memory, self.poller)

@@ -98,7 +98,7 @@ class Exchange:
     `open_lane` is called with each new lane and starts to connect it; `connected`, `replies`, `lose`, `fail`, `refuse`
     and `lease_failed` tell what became of it. `secret` gives what no client can guess. With a
     `judge` of passwords, clients have to authenticate to coalesce: see door.py. `say_fault` is told of a fault of ours
-    on a lane without a connection (one with a connection has its link told).
+    on a lane without a connection (one with a connection has its link told). `clock` is read once a batch.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 (what it can't know by itself)
@@ -109,6 +109,7 @@ class Exchange:
         secret: Callable[[], bytes] = lambda: b"secret",
         judge: Callable[[bytes], bool] | None = None,
         say_fault: Callable[[Lane, Exception], None] = _raise,
+        clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.base = base
         self.limits = limits
@@ -120,6 +121,7 @@ class Exchange:
         self.now = 0.0  # of the last flush
         self.bulk_limit = BULK_LIMIT  # of the upstream
         self.apart: set[Identity] = set()  # whose replies were not one each: see fence.py
+        self._clock = clock
         self._secret = secret
         self._judge = judge
         self._open_lane = open_lane
@@ -226,6 +228,7 @@ class Exchange:
                         lane = session.lane
                         if not lane.unsent:
                             self.dirty.append(lane)
+                            lane.unsent_since = self._clock()
                         lane.unsent.append(request)
                         lane.callers.append(session)
                         session.owed += 1
@@ -285,6 +288,7 @@ class Exchange:
         lane = session.lane
         if not lane.unsent:
             self.dirty.append(lane)
+            lane.unsent_since = self._clock()
         if fences:
             self._fence_off(session, packed, fences)
         else:
@@ -496,6 +500,7 @@ class Exchange:
         """The request leaves with the next flush (I2)."""
         if not lane.unsent:
             self.dirty.append(lane)
+            lane.unsent_since = self._clock()
         lane.enqueue(request, caller)
 
     def fence(self, lane: Lane, passed: Callable[[], None] | None = None) -> None:
@@ -524,6 +529,7 @@ class Exchange:
         """The same on a lane that has a stream in place of its FIFO."""
         if not lane.unsent:
             self.dirty.append(lane)
+            lane.unsent_since = self._clock()
         lane.unsent.append(request)
         if len(lane.unsent) >= self.limits.client:
             lane.full = True  # until something comes: what it is is not counted
@@ -788,6 +794,7 @@ class Exchange:
         if move.authenticates:
             if not lane.has_unsent:
                 self.dirty.append(lane)
+                lane.unsent_since = self._clock()
             lane.enqueue_first(move.request, caller)
         else:
             self.enqueue(lane, move.request, caller)
@@ -1031,9 +1038,11 @@ class Exchange:
         else:
             self._handing_out = lane
             try:
-                lane.receive(data, now)
+                lane.receive(data)
             finally:
                 self._handing_out = None
+            if lane.timing:
+                lane.time(now)
             if lane.had_large:
                 callers, lane.had_large = lane.had_large, []
                 for caller in callers:
@@ -1049,6 +1058,8 @@ class Exchange:
     def lose(self, lane: Lane) -> None:
         """A lane's connection is gone. Clients with a request in flight on it go with it, all others stay."""
         proven = lane.ends_transactions
+        if lane.exclusive:
+            lane.drop_unsent()
         lane.lose()
         if lane.exclusive:
             lane.become(LaneState.CLOSED)

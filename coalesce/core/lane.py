@@ -196,8 +196,10 @@ class Lane:
         self.connections = 0  # so far
         self._round_trip = 0.0  # shortest seen on this connection, seconds
         self._left = 0.0  # when the last batch left
-        self._timed_from = 0.0  # when the batch left whose first reply tells the round trip
-        self._timing = False  # ... and whether one is under way
+        self.unsent_since = 0.0  # when the first request that has not left came
+        self.timing = False  # a batch is under way whose first reply tells the round trip:
+        self._timed_from = 0.0  # ... when it left,
+        self._timed_behind = 0  # ... and how many requests of this lane had left before
         self._tail = b""  # the beginning of a reply
         self._passage: Passage | None = None  # of the reply that is being passed on as it comes,
         self._passed = 0  # ... and the bytes passed of it
@@ -216,6 +218,11 @@ class Lane:
     @property
     def kind(self) -> Kind:
         return Kind.LEASED if self.exclusive else Kind.LARGE if self.large else Kind.SHARED
+
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds, the shortest seen on this connection; None where there is none."""
+        return None if self.link is None else self._round_trip
 
     @property
     def owed(self) -> int:
@@ -277,7 +284,7 @@ class Lane:
         self.connections += 1
         self._left = now
         self._round_trip = round_trip
-        self._timing = False
+        self.timing = False
 
     def lose(self) -> None:
         """The connection is gone. Whoever had a request in flight on it is told; unsent requests stay (I7)."""
@@ -290,20 +297,20 @@ class Lane:
         self._passed = 0
         in_flight, self.in_flight = self.in_flight, deque()
         for caller in in_flight:  # (before the first of them is told, and leaves)
-            self._count_lost(caller, 1)
+            self._count_lost(caller)
         for caller in in_flight:
             with contained(caller):
                 caller.lost()
 
-    def _count_lost(self, caller: Caller, requests: int) -> None:
-        """So many requests of a caller were in flight on a connection that is lost."""
+    def _count_lost(self, caller: Caller) -> None:
+        """A request was in flight on a connection that is lost."""
         session = caller.session
         if session is None:
-            self.ledger.own += requests
+            self.ledger.own += 1
         elif session.gone:
-            self.ledger.swallowed += requests
+            self.ledger.swallowed += 1
         else:
-            self.ledger.failed += requests
+            self.ledger.failed += 1
 
     def hand_over(self) -> bytes:
         """The connection goes to somebody who takes the replies as they come; returns what is here of the next.
@@ -355,6 +362,8 @@ class Lane:
 
     def take_unsent(self, other: Lane) -> None:
         """The requests that never left go on here, behind those that do already."""
+        if not self.unsent:
+            self.unsent_since = other.unsent_since
         self.unsent += other.unsent
         self.callers += other.callers
         self.withdrawable |= other.withdrawable
@@ -429,22 +438,32 @@ class Lane:
         ledger.batches += 1
         self.largest = max(self.largest, count)
         self._left = now
-        if not self._timing:
-            self._timing = True
-            self._timed_from = now
+        if count:
+            ledger.sizes.observe(count - 1)
+            ledger.waits.observe(int((now - self.unsent_since) * 1e6))
+            self.unsent_since = now  # of what has not left with it: its true time is not known
+            if not self.timing:
+                self.timing = True
+                self._timed_from = now
+                self._timed_behind = self.commands - count
         return batch
+
+    def time(self, now: float) -> None:
+        """Replies have been received, while a batch was timed."""
+        if self.commands - len(self.in_flight) > self._timed_behind:
+            self.timing = False
+            took = now - self._timed_from
+            self._round_trip = min(self._round_trip, took)
+            self.ledger.round_trips.observe(int(took * 1e6))
 
     # --- replies ---
 
-    def receive(self, data: bytes, now: float) -> None:  # noqa: C901, PLR0912, PLR0915 (hot: flat)
+    def receive(self, data: bytes) -> None:  # noqa: C901, PLR0912, PLR0915 (hot: flat)
         """HOT. Hands each reply to the caller at the head of the FIFO; replies side by side for one go out as one.
 
-        Raises UpstreamError, after which the lane has to be lost; who is owed something is then still in the FIFO or
-        has been told. Plain twin: `tests/core/twins.py`. Benchmark: `tests/bench/hot.py`.
+        Raises UpstreamError, after which the lane has to be lost; who is owed something is then still in the FIFO.
+        Plain twin: `tests/core/twins.py`. Benchmark: `tests/bench/hot.py`.
         """
-        if self._timing:
-            self._timing = False
-            self._round_trip = min(self._round_trip, now - self._timed_from)
         if self._tail:
             data = self._tail + data
             self._tail = b""
@@ -506,9 +525,7 @@ class Lane:
                         return  # hung up, for want of the one it was lent to
                     # The last caller's replies were aligned as far as can be seen, and that is not far enough.
                     if caller is not None:
-                        self._count_lost(caller, self._replies_in(data, start, position))
-                        with contained(caller):
-                            caller.lost()
+                        self._put_back(caller, self._replies_in(data, start, position))
                     why = "a reply that nobody asked for" if isinstance(problem, IndexError) else str(problem)
                     raise Desync(why) from problem
                 # A fault of ours, and of nobody but that caller: the next reply has not been handed out, so its owner
@@ -525,6 +542,11 @@ class Lane:
     def _end_of_other(self, data: bytes, position: int) -> int:
         end, outstanding, passing = skip_elements(data, position, 1)
         return -1 if outstanding or passing else end
+
+    def _put_back(self, caller: Caller, replies: int) -> None:
+        """So many replies were taken, and not written."""
+        self.in_flight.extendleft([caller] * replies)
+        caller.owed += replies
 
     def _replies_in(self, data: bytes, start: int, end: int) -> int:
         """How many whole replies lie there."""

@@ -335,7 +335,6 @@ class Leases:
     def lost(self, lane: Lane) -> None:
         """The connection is gone."""
         lease = self.of.get(lane)
-        lane.drop_unsent()
         if lease is None:
             return
         self._bury(lease)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+from coalesce.core.histogram import Histogram
+
 
 class Kind(enum.Enum):
     """Of an upstream connection."""
@@ -36,7 +38,8 @@ class Outcomes(NamedTuple):
 class Ledger:
     """Of one kind of connection. Lanes come and go, this stays."""
 
-    __slots__ = ("batches", "failed", "own", "refused", "sent", "stranded", "swallowed", "withdrawn")
+    __slots__ = ("batches", "failed", "own", "refused", "round_trips", "sent", "sizes", "stranded", "swallowed",
+                 "waits", "withdrawn")  # fmt: skip
 
     def __init__(self) -> None:
         self.batches = 0
@@ -49,6 +52,11 @@ class Ledger:
         self.refused = 0
         self.withdrawn = 0  # the caller had left
         self.stranded = 0  # the caller was closed: with its lease, or by a fault of ours
+
+        # Of batches.
+        self.sizes = Histogram()  # requests but one: so that a bucket's bound is in it
+        self.round_trips = Histogram()  # microseconds until the first reply; of one batch at a time
+        self.waits = Histogram()  # microseconds that the first request had been unsent
 
     def outcomes(self, in_flight: int) -> Outcomes:
         """`in_flight`: requests, on all connections of this kind."""
