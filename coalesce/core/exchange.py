@@ -119,6 +119,8 @@ class Exchange:
         self.draining = False
         self.leases = Leases(self, limits.leases)
         self.now = 0.0  # of the last flush
+        self.protocol_errors = 0  # of clients
+        self.clients_lost = 0  # closed with an upstream connection
         self.bulk_limit = BULK_LIMIT  # of the upstream
         self.apart: set[Identity] = set()  # whose replies were not one each: see fence.py
         self._clock = clock
@@ -361,6 +363,7 @@ class Exchange:
             try:
                 arguments = reader.next_request(session.lane.authenticated)
             except ClientError as problem:
+                self.protocol_errors += 1
                 self._last_words(session, problem.reply)
                 return
             except LargeRequestError:
@@ -388,6 +391,7 @@ class Exchange:
             try:
                 arguments = reader.next_request(authenticated=False)
             except ClientError as problem:
+                self.protocol_errors += 1
                 self._end(session, b"".join(said) + problem.reply)
                 return False
             except LargeRequestError:
@@ -673,6 +677,11 @@ class Exchange:
             self.leases.give_back(session)
         weigh(session)
 
+    def depart_lost(self, session: Session) -> None:
+        """As `depart`, for want of the upstream."""
+        self.clients_lost += session.state not in {SessionState.GONE, SessionState.PINNED}
+        self.depart(session)
+
     def depart_in_doubt(self, session: Session) -> None:
         """As `depart`, after a fault of ours: nobody else gets the connection that it was lent."""
         if session.lease is not None:
@@ -778,6 +787,7 @@ class Exchange:
         if move.identity.password is not None and self._is_one_too_many(move.identity):
             # Through the door nobody gets a connection of his own: until the upstream has said yes, it would be ours.
             session.become(SessionState.FLOWING)
+            self.ledgers[Kind.SHARED].refused += 1
             session.peer.write(replies.no_lane(self.limits.lanes))
             if not session.locked:
                 self.depart(session)  # what is behind it would run as somebody else
@@ -1125,7 +1135,7 @@ class Exchange:
         self._forget(lane)
         for session in list(lane.sessions):
             with contained(session):
-                self.depart(session)
+                self.depart_lost(session)
         self._answer_unsent(lane, reply)
 
     def retire(self, lane: Lane) -> None:
@@ -1269,7 +1279,7 @@ class Moving:
         session = self.session
         if self._is_ours:
             # The upstream has not been asked. What is behind it would run in another database, or as somebody else.
-            self._exchange.depart(session)
+            self._exchange.depart_lost(session)
             return
         if self._said_yes and self._name is not None:
             session.name = self._name

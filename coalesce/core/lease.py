@@ -21,13 +21,14 @@ to a stream in place of the FIFO: see stream.py.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import coalesce.core.errors as replies
 from coalesce.core.commands import BLOCKING, TRANSACTIONAL, Need, may_have_no_reply, need_of, runs_in_any_database
 from coalesce.core.containment import contained
 from coalesce.core.held import weigh
 from coalesce.core.lane import Lane, LaneState, Ours
+from coalesce.core.ledger import Kind
 from coalesce.core.resp import pack
 from coalesce.core.session import SessionState
 
@@ -168,6 +169,17 @@ class _Naming(Ours):
         """The session that waits is told by `Leases.lost`."""
 
 
+class LeaseFigures(NamedTuple):
+    """How all leases stand."""
+
+    dialling: int
+    lent: int
+    idle: int
+    queue: int  # sessions that wait for one that is free
+    waiting: int  # ... or that theirs can be used
+    borrowers: int  # sessions that use theirs
+
+
 class Leases:
     """All leases of an exchange: those lent, those idle, and the sessions that wait for one."""
 
@@ -179,6 +191,16 @@ class Leases:
         self._idle: dict[Identity, list[Lease]] = {}
         self._queue: deque[tuple[Session, float]] = deque()  # ... and since when
         self._tidy_at = _TIDY_AT  # its length
+
+    def figures(self) -> LeaseFigures:
+        """How they stand."""
+        dialling = [lease for lease in self.of if lease.link is None]
+        sessions = [lease.session for lease in self.of.values() if lease.session is not None]
+        queue = sum(session.state is SessionState.BORROWING for session, _ in self._queue)
+        borrowing = sum(session.state is SessionState.BORROWING for session in sessions)
+        idle = sum(map(len, self._idle.values()))
+        lent = len(self.of) - len(dialling) - idle
+        return LeaseFigures(len(dialling), lent, idle, queue, queue + borrowing, len(sessions) - borrowing)
 
     # --- lending ---
 
@@ -344,7 +366,7 @@ class Leases:
             self._queue.appendleft((session, self._exchange.now))  # its request has not left
         elif session is not None:
             with contained(session):
-                self._exchange.depart(session)  # with nothing in flight, perhaps, but with a transaction open
+                self._exchange.depart_lost(session)  # with nothing in flight, perhaps, but with a transaction open
         self.serve()
 
     def is_idle(self, lane: Lane) -> bool:
@@ -371,6 +393,7 @@ class Leases:
 
     def _refuse(self, session: Session, reply: bytes) -> None:
         arguments, session.waiting = session.waiting, None
+        self._exchange.ledgers[Kind.LEASED].refused += 1
         need = need_of(arguments) if arguments else None
         goes_on = {Need.RIDE, Need.BORROW, Need.SUBSCRIBE, Need.WAIT, Need.PIN}
         if need in goes_on and not may_have_no_reply(arguments or []):

@@ -204,7 +204,7 @@ class Session:
 
     def lost(self) -> None:
         """A request of this session was in flight on a connection that is gone: so is the client's (I7)."""
-        self._exchange.depart(self)
+        self._exchange.depart_lost(self)
 
     def fail(self, fault: Exception) -> None:
         self.peer.fail(fault)
