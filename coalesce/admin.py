@@ -52,6 +52,7 @@ async def serving(admin: Admin, listeners: list[socket.socket]) -> AsyncIterator
     config.graceful_timeout = _LAST_REQUEST
     config.include_server_header = False
     ended = trio.Event()
+    trouble: Exception | None = None
     async with trio.open_nursery() as nursery:
         sampling = trio.CancelScope()
         nursery.start_soon(_within, sampling, admin.sample)
@@ -60,9 +61,13 @@ async def serving(admin: Admin, listeners: list[socket.socket]) -> AsyncIterator
         ))
         try:
             yield
+        except Exception as problem:  # noqa: BLE001 (whoever started it says so; it is not one of a group)
+            trouble = problem
         finally:
             ended.set()
             sampling.cancel()
+    if trouble is not None:
+        raise trouble
 
 
 async def _within(scope: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:

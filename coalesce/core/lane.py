@@ -315,9 +315,11 @@ class Lane:
     def hand_over(self) -> bytes:
         """The connection goes to somebody who takes the replies as they come; returns what is here of the next.
 
-        (These count as delivered.)
+        (Something is in flight where a client sends no more while it blocks: that counts as swallowed.)
         """
-        self.ledger.own += sum(caller.session is None for caller in self.in_flight)
+        ours = sum(caller.session is None for caller in self.in_flight)
+        self.ledger.own += ours
+        self.ledger.swallowed += len(self.in_flight) - ours
         self.in_flight.clear()
         rest, self._tail = self._tail, b""
         return rest

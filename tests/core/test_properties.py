@@ -1193,7 +1193,7 @@ class Proxy(RuleBasedStateMachine):
             assert ledger.own - own_before == len(ended[kind]) - len(whose)
             assert delivered + swallowed + failed == len(whose), f"{kind}: the books don't balance"
             assert min(delivered, swallowed, failed, refused, ledger.sent - sent_before) >= 0, "a counter counts up"
-            gone_now = sum(session.gone for session in whose)
+            gone_now = sum(session.state in {_S.GONE, _S.PINNED} for session in whose)
             assert sum(session in world.gone for session in whose) <= swallowed <= gone_now
             assert delivered <= len(ended[kind]) - lost[kind], "what was lost was not delivered"
             assert failed <= gone_now
