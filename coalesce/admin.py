@@ -21,6 +21,9 @@ import hypercorn.config
 import trio
 from hypercorn.trio import serve
 
+from coalesce.metrics import Metrics
+from coalesce.status import EVERY, Status
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -49,14 +52,27 @@ async def serving(admin: Admin, listeners: list[socket.socket]) -> AsyncIterator
     config.graceful_timeout = _LAST_REQUEST
     config.include_server_header = False
     ended = trio.Event()
+    trouble: Exception | None = None
     async with trio.open_nursery() as nursery:
+        sampling = trio.CancelScope()
+        nursery.start_soon(_within, sampling, admin.sample)
         await nursery.start(lambda task_status: serve(
             admin.app, config, shutdown_trigger=ended.wait, task_status=task_status
         ))
         try:
             yield
+        except Exception as problem:  # noqa: BLE001 (whoever started it says so; it is not one of a group)
+            trouble = problem
         finally:
             ended.set()
+            sampling.cancel()
+    if trouble is not None:
+        raise trouble
+
+
+async def _within(scope: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:
+    with scope:
+        await task()
 
 
 class Answer(NamedTuple):
@@ -88,12 +104,23 @@ class Admin:
     def __init__(self, server: Server, readiness_upstream: bool) -> None:
         self._server = server
         self._readiness_upstream = readiness_upstream
+        self._status = Status(server.figures)
+        self._metrics = Metrics(server.figures)
         self._routes: dict[str, tuple[str, Callable[[Request], Awaitable[Answer]]]] = {
             "/startup": ("GET", self._startup),
             "/readiness": ("GET", self._readiness),
             "/liveness": ("GET", self._liveness),
+            "/metrics": ("GET", self._expose),
+            "/status": ("GET", self._say_status),
             "/quitquitquit": ("POST", self._quit),
         }
+
+    async def sample(self) -> None:
+        """Keeps the history of /status, until cancelled."""
+        while True:
+            with self._server.faults.contained("admin: history", "this second is missing"):
+                self._status.sample()
+            await trio.sleep(EVERY)
 
     async def app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """ASGI: <https://asgi.readthedocs.io/en/latest/specs/www.html>."""
@@ -138,6 +165,14 @@ class Admin:
         if why_not is None and self._readiness_upstream:
             why_not = self._server.why_no_upstream()
         return _said(200, "ready") if why_not is None else _said(503, why_not)
+
+    async def _expose(self, request: Request) -> Answer:
+        text, content_type = self._metrics.exposed(request.headers.get("accept", ""))
+        return Answer(200, text, content_type)
+
+    async def _say_status(self, request: Request) -> Answer:
+        del request
+        return Answer(200, self._status.said(), "application/json")
 
     async def _quit(self, request: Request) -> Answer:
         del request

@@ -22,6 +22,7 @@ from coalesce.core.lane import ROLE_PRIMARY, ROLE_REPLICA
 from coalesce.core.resp import CRLF, pack, reply_end
 from coalesce.liveness import keep_alive, repeat_often
 from coalesce.passwords import PasswordFileError, read_password
+from coalesce.tally import Dial, Tally
 from coalesce.tls import server_name, tls_reason, upstream_certificates, wrap
 
 if TYPE_CHECKING:
@@ -82,8 +83,9 @@ class Dialled(NamedTuple):
 class Dialler:
     """Dials one upstream. Addresses are resolved for each dial; all that a name has are tried."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, tally: Tally | None = None) -> None:
         """Raises CertificateError."""
+        self._tally = Tally() if tally is None else tally
         self._certificates = upstream_certificates(config)  # None: plain
         self._server_name = server_name(config)
         self._address = config.upstream.address
@@ -143,6 +145,19 @@ class Dialler:
         return await self._dial(identity, name, ask=False, ends=trio.current_time() + self._timeout)
 
     async def _dial(self, identity: Identity, name: bytes, *, ask: bool, ends: float) -> Dialled:
+        outcome = Dial.FAILED
+        try:
+            dialled = await self._dial_until(identity, name, ask=ask, ends=ends)
+            outcome = Dial.CONNECTED
+        except Refused:
+            outcome = Dial.REFUSED
+            raise
+        else:
+            return dialled
+        finally:
+            self._tally.dials[outcome] += 1
+
+    async def _dial_until(self, identity: Identity, name: bytes, *, ask: bool, ends: float) -> Dialled:
         for again in (True, False):
             try:
                 with trio.fail_at(ends):

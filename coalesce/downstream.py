@@ -26,6 +26,7 @@ from coalesce.greeting import Greetings
 from coalesce.liveness import Pulse, keep_alive, keep_place, look_after_clients
 from coalesce.memory import Memory
 from coalesce.poller import END_OF_INPUT, ERROR, HANG_UP, READABLE, WRITABLE
+from coalesce.tally import Closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -137,6 +138,7 @@ class Client:
         """A fault of ours while this client was served: it is closed, and its upstream connection too if it has one."""
         faults = self._clients.poller.faults
         faults.say(str(self), fault, _CLOSED)
+        self._clients.poller.tally.closed[Closed.FAULT] += 1
         self._drop_outbox()
         with faults.contained(str(self), "while it was closed"):
             self._clients.exchange.depart_in_doubt(self.session)
@@ -182,6 +184,7 @@ class Client:
             self._outbox = deque()
             self._keep(data[sent:])
         elif self._outbox_size > self._clients.outbox_limit:
+            self._clients.poller.tally.closed[Closed.OUTBOX] += 1
             log.warning("%s left %d bytes of replies unread: closed", self, self._outbox_size)
             self._break()
         else:
@@ -246,6 +249,7 @@ class Client:
         """As `Holder`. What is large of its requests, and has not left, is not run."""
         if self.sock is not None:
             log.warning("%s is closed: %s", self, what)
+            self._clients.poller.tally.closed[Closed.MEMORY] += 1
             self._break()
         self._clients.exchange.withdraw(self.session)
 
@@ -370,7 +374,7 @@ class Clients:
         self.pinned = 0  # counted by whoever runs them
         self.accepted = 0
         self.left = trio.lowlevel.ParkingLot()  # who waits here is woken when a client has left
-        self._max_clients = max_clients
+        self.limit = max_clients
         self._shared: set[Client] = set()
         self._listeners: list[Listener] = []
         self._accepting = True
@@ -409,6 +413,11 @@ class Clients:
     @property
     def shared(self) -> int:
         return len(self._shared)
+
+    @property
+    def greeting(self) -> int:
+        """Those in the TLS handshake."""
+        return len(self._greetings or ())
 
     def close_all(self) -> None:
         """Closes every shared client, whatever it is owed."""
@@ -451,7 +460,8 @@ class Clients:
             return
         sock.setblocking(False)
         greetings = None if sock.family == socket.AF_UNIX else self._greetings
-        if len(self._shared) + len(self._greetings or ()) + self.pinned >= self._max_clients:
+        if len(self._shared) + self.greeting + self.pinned >= self.limit:
+            self.poller.tally.clients_refused += 1
             if greetings is None:  # else it could not read it; Redis says nothing either
                 with suppress(OSError):
                     sock.send(MAX_CLIENTS)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from coalesce.core.containment import contained
+from coalesce.tally import Closed, Lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -159,10 +160,11 @@ async def watch(
         for connection in list(connections()):
             with contained(connection):
                 if connection.pulse.silent_for(now) > silence:
-                    connection.lose(why)
+                    connection.lose(why, Lost.SILENT)
         for pin in list(pins):
             if pin.pulse.silent_for(now) > silence:
                 log.warning("%s is closed: %s", pin.name, why)
+                pin.tally.closed[Closed.LOST_UPSTREAM] += 1
                 pin.give_up()
         now = perf_counter()
         exchange.keep_alive(now, silence)
@@ -189,5 +191,6 @@ async def watch_clients(clients: Clients, pins: set[Pin], silence: float) -> Non
                 pin.give_up()
                 silent += 1
         if silent:
+            clients.poller.tally.closed[Closed.SILENCE] += silent
             log.warning("clients closed, as nothing was heard from their hosts for %g s: %d", silence, silent)
             clients.exchange.flush(perf_counter())  # others wait for the connections that these had

@@ -13,6 +13,7 @@ import trio
 
 from coalesce.bytestream import ByteStream
 from coalesce.liveness import Pulse
+from coalesce.tally import Closed, Tally
 
 if TYPE_CHECKING:
     import socket
@@ -26,7 +27,14 @@ class Pin:
     """One client with its own upstream connection. Owns both sockets. `name` is for logs."""
 
     def __init__(  # noqa: PLR0913, PLR0917 (two ends, and what has not reached them)
-        self, name: str, client: socket.socket, unsent: bytes, upstream: socket.socket, pending: bytes, memory: Memory
+        self,
+        name: str,
+        client: socket.socket,
+        unsent: bytes,
+        upstream: socket.socket,
+        pending: bytes,
+        memory: Memory,
+        tally: Tally | None = None,
     ) -> None:
         self.name = name
         self._client = ByteStream(client)
@@ -38,6 +46,7 @@ class Pin:
         self.pulse = Pulse(upstream)
         self.client_pulse = Pulse(client)
         self._memory = memory
+        self.tally = Tally() if tally is None else tally
         self._count()
 
     def __str__(self) -> str:
@@ -58,6 +67,7 @@ class Pin:
 
     async def _forward_requests(self) -> None:
         with suppress(OSError):
+            self.tally.sent += len(self._pending)
             await self._upstream.send_all(self._pending)
             self._pending = b""
             self._count()
@@ -69,6 +79,10 @@ class Pin:
     async def _pass(self, source: ByteStream, sink: ByteStream) -> None:
         with suppress(OSError):
             while data := await source.receive_some():
+                if source is self._upstream:
+                    self.tally.received += len(data)
+                else:
+                    self.tally.sent += len(data)
                 await sink.send_all(data)
 
     def give_up(self) -> None:
@@ -78,6 +92,7 @@ class Pin:
     def evict(self, what: str) -> None:
         """As `Holder`."""
         log.warning("%s is closed: %s", self, what)
+        self.tally.closed[Closed.MEMORY] += 1
         self.give_up()
         self.close()
 

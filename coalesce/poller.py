@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from coalesce.faults import Faults
+from coalesce.tally import Tally
 
 if TYPE_CHECKING:
     import socket
@@ -70,7 +71,8 @@ class Poller:
     """Sockets and who is told when one is ready. The owner of a socket removes it before closing it."""
 
     def __init__(self) -> None:
-        self.faults = Faults()  # of whatever is served here
+        self.faults = Faults()  # of whatever is served here,
+        self.tally = Tally()  # ... and what happened to it
         self._epoll = select.epoll()
         self._members: dict[int, Member] = {}
         self._in_a_hurry = 0  # other tasks

@@ -19,6 +19,7 @@ import logging
 import resource
 import secrets
 import signal
+from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from time import perf_counter
@@ -33,11 +34,13 @@ from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.dial import DialError, Dialler, NotLetInError, Refused
 from coalesce.downstream import Clients, close_listener, is_loopback, is_of_this_host, open_listeners
+from coalesce.figures import SHARED_KINDS, Figures, State, lane_figures, merged, settings
 from coalesce.liveness import watch, watch_clients
 from coalesce.memory import Memory
 from coalesce.passwords import ClientPasswords, PasswordFileError
 from coalesce.pin import Pin
 from coalesce.poller import Poller
+from coalesce.tally import Closed, Dial, Lost, Side
 from coalesce.tls import CertificateError, listener_certificates
 from coalesce.upstream import Connection, Keeper
 
@@ -118,12 +121,12 @@ class Server:
         self._config = config
         upstream = config.upstream
         try:
-            self._dialler = Dialler(config)
+            self.poller = Poller()  # (who shares the thread with it says so: `others_in_a_hurry`)
+            self._dialler = Dialler(config, self.poller.tally)
             certificates = listener_certificates(config)
             judge = None if config.client_password_file is None else ClientPasswords(config.client_password_file)
         except (CertificateError, PasswordFileError) as problem:
             raise StartError(str(problem)) from None
-        self.poller = Poller()  # (who shares the thread with it says so: `others_in_a_hurry`)
         self.faults = self.poller.faults
         self._nursery: trio.Nursery | None = None
         self._new_lanes: list[Lane] = []
@@ -131,9 +134,12 @@ class Server:
         self.started = False
         self._draining = False
         self._end = trio.Event()  # asked for by other means than a signal
+        self._software: str | None = None
+        self._addresses: list[Address] = []
+        self._began = perf_counter()
         base = Identity(None, None, upstream.database, 2)
         limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.max_leases, config.hold_below)
-        self._exchange = Exchange(base, self._open_lane, limits, secret, judge, self._say_fault)
+        self._exchange = Exchange(base, self._open_lane, limits, secret, judge, self._say_fault, perf_counter)
         # (An identity has a lane, and another for what is large.)
         max_clients = allowed_clients(config.max_clients, config.max_leases + 2 * config.max_lanes + _OTHER_DESCRIPTORS)
         self._memory = Memory(config.clients_memory, self.poller)
@@ -156,9 +162,9 @@ class Server:
         Has started, with the addresses listened on, when clients can connect.
         """
         self._look_at_listeners()
-        software = await self._look_at_upstream()
-        listeners, addresses = self._listen()
-        where = ", ".join(map(str, addresses))
+        self._software = await self._look_at_upstream()
+        listeners, self._addresses = self._listen()
+        where = ", ".join(map(str, self._addresses))
         clean = False
         with (
             closing(self.poller),
@@ -175,9 +181,9 @@ class Server:
                     self._open_lane(lane)
                 accepting = trio.CancelScope()
                 nursery.start_soon(self._accept, listeners, accepting)
-                log.info("listening on %s; upstream %s (%s)", where, self._config.upstream.address, software)
+                log.info("listening on %s; upstream %s (%s)", where, self._config.upstream.address, self._software)
                 self.started = True
-                task_status.started(addresses)
+                task_status.started(self._addresses)
                 try:
                     await self._until_the_end(signals)
                     accepting.cancel()
@@ -192,6 +198,59 @@ class Server:
     def end(self) -> None:
         """Drains and ends, as after SIGTERM."""
         self._end.set()
+
+    @property
+    def state(self) -> State:
+        """What it does."""
+        if not self.started:
+            return State.STARTING
+        return State.DRAINING if self._draining else State.SERVING
+
+    def figures(self) -> Figures:
+        """All that there is to be seen of it, as of now."""
+        exchange, clients, leases = self._exchange, self._clients, self._exchange.leases
+        lent = leases.figures()
+        tally = self.poller.tally
+        closed = tally.closed + Counter({Closed.LOST_UPSTREAM: exchange.clients_lost})
+        broken = tally.protocol_errors + Counter({Side.CLIENT: exchange.protocol_errors})
+        return Figures(
+            state=self.state,
+            uptime=perf_counter() - self._began,
+            upstream=self._config.upstream,
+            software=self._software,
+            listen=[str(address) for address in self._addresses],
+            clients={
+                "shared": clients.shared - lent.borrowers - lent.waiting,
+                "leased": lent.borrowers,
+                "waiting": lent.waiting,
+                "pinned": clients.pinned,
+                "greeting": clients.greeting,
+            },
+            clients_limit=clients.limit,
+            clients_accepted=clients.accepted,
+            clients_refused=tally.clients_refused,
+            clients_closed={reason.value: closed[reason] for reason in Closed},
+            clients_memory=self._memory.total,
+            clients_memory_limit=self._memory.limit,
+            leases={"dialling": lent.dialling, "lent": lent.lent, "idle": lent.idle, "pinned": leases.pinned},
+            leases_waiting=lent.queue,
+            leases_limit=leases.limit,
+            lanes=[lane_figures(lane, self._config.upstream.username) for lane in exchange.all_lanes],
+            lanes_limit=self._config.max_lanes,
+            outcomes={kind.value: outcomes for kind, outcomes in exchange.outcomes().items()},
+            own_commands=sum(ledger.own for ledger in exchange.ledgers.values()),
+            batches=sum(exchange.ledgers[kind].batches for kind in SHARED_KINDS),
+            batch_commands=merged(exchange.ledgers[kind].sizes for kind in SHARED_KINDS),
+            round_trips=merged(exchange.ledgers[kind].round_trips for kind in SHARED_KINDS),
+            queue_waits=merged(exchange.ledgers[kind].waits for kind in SHARED_KINDS),
+            sent=tally.sent,
+            received=tally.received,
+            lane_losses={reason.value: tally.lost[reason] for reason in Lost},
+            dials={outcome.value: tally.dials[outcome] for outcome in Dial},
+            protocol_errors={side.value: broken[side] for side in Side},
+            faults=self.faults.count,
+            settings=settings(self._config),
+        )
 
     def why_not_ready(self) -> str | None:
         """Why no client should come here; None: it should."""
@@ -330,7 +389,7 @@ class Server:
             undo.callback(lane.link.discard)
             upstream, rest = lane.link.release()
             undo.callback(self.poller.close_removed, upstream)
-            pin = Pin(name, sock, unsent, upstream, rest + pending, self._memory)
+            pin = Pin(name, sock, unsent, upstream, rest + pending, self._memory, self.poller.tally)
             undo.callback(pin.close)
             if self._draining:
                 pin.drain()
@@ -345,6 +404,7 @@ class Server:
                 await pin.run()
         except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
             self.faults.say(pin.name, fault, "the client is closed")
+            self.poller.tally.closed[Closed.FAULT] += 1
         finally:
             self._pins.discard(pin)
             self._unpin()

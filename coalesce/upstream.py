@@ -19,6 +19,7 @@ from coalesce.core.lane import LaneState
 from coalesce.dial import DialError, Refused, pause
 from coalesce.liveness import Pulse
 from coalesce.poller import READABLE, WRITABLE
+from coalesce.tally import Lost, Side
 
 if TYPE_CHECKING:
     import socket
@@ -61,6 +62,7 @@ class Connection:
         self._lane = lane
         self._exchange = exchange
         self._poller = poller
+        self._tally = poller.tally
         self._rest: memoryview | None = None  # of a batch that the socket would not take at once
         self._held = False  # nothing more is sent, as another connection is to follow
         self.pulse = Pulse(sock)
@@ -79,8 +81,9 @@ class Connection:
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as problem:
-            self.lose(problem.strerror or str(problem))
+            self._break(problem)
             return
+        self._tally.sent += sent
         if sent < len(batch):
             self._rest = memoryview(batch)[sent:]
             self._lane.send = None
@@ -94,16 +97,18 @@ class Connection:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as problem:
-                self.lose(problem.strerror or str(problem))
+                self._break(problem)
                 return
             if not data:
-                self.lose("closed by the upstream")
+                self.lose("closed by the upstream", Lost.CLOSED)
                 return
+            self._tally.received += len(data)
             try:
                 self._exchange.replies(self._lane, data, perf_counter())
             except UpstreamError as problem:
                 log.warning("lane u%d: %s: the connection can't be trusted any more", self._lane.number, problem)
-                self.lose(str(problem))
+                self._tally.protocol_errors[Side.UPSTREAM] += 1
+                self.lose(str(problem), Lost.DESYNC)
                 return
             if self._lane.turned_away or self._held:
                 self.news.set()
@@ -116,7 +121,11 @@ class Connection:
         faults, whose = self._poller.faults, f"lane u{self._lane.number}"
         faults.say(whose, fault, "the connection is closed")
         with faults.contained(whose, "while the connection was closed"):
-            self.lose("a fault in coalesce")
+            self.lose("a fault in coalesce", Lost.FAULT)
+
+    def _break(self, problem: OSError) -> None:
+        reset = isinstance(problem, ConnectionResetError | BrokenPipeError)
+        self.lose(problem.strerror or str(problem), Lost.RESET if reset else Lost.OTHER)
 
     def _send_rest(self) -> None:
         if self._rest is None or self.lost.is_set():
@@ -126,8 +135,9 @@ class Connection:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as problem:
-            self.lose(problem.strerror or str(problem))
+            self._break(problem)
             return
+        self._tally.sent += sent
         self._rest = self._rest[sent:]
         if not self._rest:
             self._rest = None
@@ -155,12 +165,15 @@ class Connection:
         """Closes, with nothing in flight, as another connection follows. Unsent requests go with that."""
         self.close()
         self.lost.set()
+        self._tally.lost[Lost.REPLACED] += 1
         self._exchange.replaced(self._lane)
 
-    def lose(self, why: str) -> None:
+    def lose(self, why: str, reason: Lost) -> None:
         """The connection is gone, for the reason stated."""
         if self.lost.is_set():
             return
+        if not self._lane.exclusive:
+            self._tally.lost[reason] += 1
         self.close()
         self.why = why
         self.lost.set()
@@ -170,7 +183,7 @@ class Connection:
 
     def hang_up(self) -> None:
         """Closes, whatever is owed."""
-        self.lose("")
+        self.lose("", Lost.OTHER)
 
     def report(self) -> None:
         """Says why the connection was lost."""

@@ -58,10 +58,10 @@ def _refused(reply: bytes) -> bytes:
 class Rewritten:
     """A place in the FIFO for a request that was sent in another form: the reply is `rewrite(reply)`."""
 
-    __slots__ = ("_parts", "_rewrite", "_session", "owed")
+    __slots__ = ("_parts", "_rewrite", "owed", "session")
 
     def __init__(self, session: Session, rewrite: Callable[[bytes], bytes]) -> None:
-        self._session = session
+        self.session = session
         self._rewrite = rewrite
         self._parts = b""
         self.owed = 0
@@ -70,13 +70,13 @@ class Rewritten:
     def write(self, data: bytes) -> None:
         self._parts += data
         if not self.owed:
-            self._session.owed -= 1
-            self._session.write(self._rewrite(self._parts))
+            self.session.owed -= 1
+            self.session.write(self._rewrite(self._parts))
 
     write_more = write
 
     def lost(self) -> None:
-        self._session.lost()
+        self.session.lost()
 
     def fail(self, fault: Exception) -> None:
-        self._session.fail(fault)
+        self.session.fail(fault)

@@ -31,8 +31,9 @@ from coalesce.core.errors import ClientError, unavailable
 from coalesce.core.fence import Fence, hello, ping
 from coalesce.core.held import Large, weigh
 from coalesce.core.identity import Move, move_of
-from coalesce.core.lane import LARGE, ROLE_REPLICA, UNSENT_LIMIT, Lane, LaneState, Limits
+from coalesce.core.lane import LARGE, ROLE_REPLICA, UNSENT_LIMIT, Lane, LaneState, Limits, Ours
 from coalesce.core.lease import Lease, Leases, Witness
+from coalesce.core.ledger import Kind, Ledger, Outcomes
 from coalesce.core.resp import ARRAY_HEADERS, BULK_LIMIT, CRLF, LargeRequestError, RequestReader, pack, pack_tuple
 from coalesce.core.session import TAKING, Session, SessionState
 from coalesce.core.stream import Subscriber, Verdict
@@ -97,7 +98,7 @@ class Exchange:
     `open_lane` is called with each new lane and starts to connect it; `connected`, `replies`, `lose`, `fail`, `refuse`
     and `lease_failed` tell what became of it. `secret` gives what no client can guess. With a
     `judge` of passwords, clients have to authenticate to coalesce: see door.py. `say_fault` is told of a fault of ours
-    on a lane without a connection (one with a connection has its link told).
+    on a lane without a connection (one with a connection has its link told). `clock` is read once a batch.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 (what it can't know by itself)
@@ -108,6 +109,7 @@ class Exchange:
         secret: Callable[[], bytes] = lambda: b"secret",
         judge: Callable[[bytes], bool] | None = None,
         say_fault: Callable[[Lane, Exception], None] = _raise,
+        clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.base = base
         self.limits = limits
@@ -117,13 +119,17 @@ class Exchange:
         self.draining = False
         self.leases = Leases(self, limits.leases)
         self.now = 0.0  # of the last flush
+        self.protocol_errors = 0  # of clients
+        self.clients_lost = 0  # closed with an upstream connection
         self.bulk_limit = BULK_LIMIT  # of the upstream
         self.apart: set[Identity] = set()  # whose replies were not one each: see fence.py
+        self._clock = clock
         self._secret = secret
         self._judge = judge
         self._open_lane = open_lane
         self._say_fault = say_fault
         self._retired = {False: Totals(), True: Totals()}  # of lanes that are no more: shared ones, leases
+        self.ledgers = {kind: Ledger() for kind in Kind}
         self._numbers = 0
         self._handing_out: Lane | None = None  # whose replies are being handed out: not to be pinned before all are
         self.lane(base)
@@ -151,7 +157,10 @@ class Exchange:
         return self._new_lane(identity, exclusive=True)
 
     def _new_lane(self, identity: Identity, *, exclusive: bool = False, large: bool = False) -> Lane:
-        lane = Lane(self._numbers, identity, self.limits, exclusive=exclusive, large=large)
+        kind = Kind.LEASED if exclusive else Kind.LARGE if large else Kind.SHARED
+        lane = Lane(
+            self._numbers, identity, self.limits, exclusive=exclusive, large=large, ledger=self.ledgers[kind]
+        )
         self._numbers += 1
         self._open_lane(lane)
         return lane
@@ -169,6 +178,23 @@ class Exchange:
         for lane in lanes:
             total = total.and_(lane)
         return total
+
+    @property
+    def all_lanes(self) -> list[Lane]:
+        """Shared ones, those for what is large, and leases; not those of pinned clients."""
+        return [*self.lanes.values(), *self.large_lanes.values(), *self.leases.of]
+
+    def outcomes(self) -> dict[Kind, Outcomes]:
+        """What became of the commands so far."""
+        in_flight = dict.fromkeys(Kind, 0)
+        for lane in self.all_lanes:
+            in_flight[lane.kind] += len(lane.in_flight)
+        return {kind: ledger.outcomes(in_flight[kind]) for kind, ledger in self.ledgers.items()}
+
+    def count_swallowed(self, replies: int) -> None:
+        """A session that has left was given so many replies (if by a lane: else they are counted there already)."""
+        if self._handing_out is not None:
+            self._handing_out.ledger.swallowed += replies
 
     # --- clients ---
 
@@ -204,6 +230,7 @@ class Exchange:
                         lane = session.lane
                         if not lane.unsent:
                             self.dirty.append(lane)
+                            lane.unsent_since = self._clock()
                         lane.unsent.append(request)
                         lane.callers.append(session)
                         session.owed += 1
@@ -263,6 +290,7 @@ class Exchange:
         lane = session.lane
         if not lane.unsent:
             self.dirty.append(lane)
+            lane.unsent_since = self._clock()
         if fences:
             self._fence_off(session, packed, fences)
         else:
@@ -335,6 +363,7 @@ class Exchange:
             try:
                 arguments = reader.next_request(session.lane.authenticated)
             except ClientError as problem:
+                self.protocol_errors += 1
                 self._last_words(session, problem.reply)
                 return
             except LargeRequestError:
@@ -362,6 +391,7 @@ class Exchange:
             try:
                 arguments = reader.next_request(authenticated=False)
             except ClientError as problem:
+                self.protocol_errors += 1
                 self._end(session, b"".join(said) + problem.reply)
                 return False
             except LargeRequestError:
@@ -474,14 +504,14 @@ class Exchange:
         """The request leaves with the next flush (I2)."""
         if not lane.unsent:
             self.dirty.append(lane)
+            lane.unsent_since = self._clock()
         lane.enqueue(request, caller)
 
     def fence(self, lane: Lane, passed: Callable[[], None] | None = None) -> None:
         """Asks for proof that what is before has one reply each: see fence.py."""
         secret = self._secret()
         request, answer = hello(secret, lane.identity.protocol) if lane.exclusive else ping(secret)
-        lane.own += 1
-        self.enqueue(lane, request, Fence(answer, lambda: self.apart.add(lane.identity), passed))
+        self.enqueue(lane, request, Fence(lane, answer, lambda: self.apart.add(lane.identity), passed))
 
     def _fence_unsent(self, lane: Lane) -> None:
         """The first of the transactions that have not left proves anew that EXEC is known: they counted on another
@@ -503,6 +533,7 @@ class Exchange:
         """The same on a lane that has a stream in place of its FIFO."""
         if not lane.unsent:
             self.dirty.append(lane)
+            lane.unsent_since = self._clock()
         lane.unsent.append(request)
         if len(lane.unsent) >= self.limits.client:
             lane.full = True  # until something comes: what it is is not counted
@@ -646,6 +677,11 @@ class Exchange:
             self.leases.give_back(session)
         weigh(session)
 
+    def depart_lost(self, session: Session) -> None:
+        """As `depart`, for want of the upstream."""
+        self.clients_lost += session.state not in {SessionState.GONE, SessionState.PINNED}
+        self.depart(session)
+
     def depart_in_doubt(self, session: Session) -> None:
         """As `depart`, after a fault of ours: nobody else gets the connection that it was lent."""
         if session.lease is not None:
@@ -659,10 +695,6 @@ class Exchange:
             home = lanes.get(identity)
             if home is not None:
                 home.sessions.discard(session)
-
-    def swallow(self, data: bytes) -> None:
-        """Takes the place of `Session.write` once the client has left."""
-        del data
 
     # --- a session moves: to another lane, or to a connection of its own ---
 
@@ -755,6 +787,7 @@ class Exchange:
         if move.identity.password is not None and self._is_one_too_many(move.identity):
             # Through the door nobody gets a connection of his own: until the upstream has said yes, it would be ours.
             session.become(SessionState.FLOWING)
+            self.ledgers[Kind.SHARED].refused += 1
             session.peer.write(replies.no_lane(self.limits.lanes))
             if not session.locked:
                 self.depart(session)  # what is behind it would run as somebody else
@@ -771,6 +804,7 @@ class Exchange:
         if move.authenticates:
             if not lane.has_unsent:
                 self.dirty.append(lane)
+                lane.unsent_since = self._clock()
             lane.enqueue_first(move.request, caller)
         else:
             self.enqueue(lane, move.request, caller)
@@ -930,7 +964,6 @@ class Exchange:
         if at_once or self.now - lane.asked_at >= _ASK_EVERY:
             lane.asked = True
             lane.asked_at = self.now
-            lane.own += 1
             # By what nobody is refused, and what changes nothing.
             self.enqueue(lane, pack([b"HELLO", b"%d" % identity.protocol]), _Role(lane))
 
@@ -938,13 +971,12 @@ class Exchange:
         """Has every lane say something that has not for `idle` seconds: or it is closed (`timeout`), or dead unseen."""
         for lane in [*self.lanes.values(), *self.large_lanes.values()]:
             if lane.idle_for(now) >= idle:
-                lane.own += 1
-                self.enqueue(lane, pack([b"PING"]), _Nobody())
+                self.enqueue(lane, pack([b"PING"]), _Nobody(lane))
 
     @property
     def links(self) -> Iterator[Link]:
         """The connections that stand."""
-        for lane in [*self.lanes.values(), *self.large_lanes.values(), *self.leases.of]:
+        for lane in self.all_lanes:
             if lane.link is not None:
                 yield lane.link
 
@@ -1016,9 +1048,11 @@ class Exchange:
         else:
             self._handing_out = lane
             try:
-                lane.receive(data, now)
+                lane.receive(data)
             finally:
                 self._handing_out = None
+            if lane.timing:
+                lane.time(now)
             if lane.had_large:
                 callers, lane.had_large = lane.had_large, []
                 for caller in callers:
@@ -1034,6 +1068,8 @@ class Exchange:
     def lose(self, lane: Lane) -> None:
         """A lane's connection is gone. Clients with a request in flight on it go with it, all others stay."""
         proven = lane.ends_transactions
+        if lane.exclusive:
+            lane.drop_unsent()
         lane.lose()
         if lane.exclusive:
             lane.become(LaneState.CLOSED)
@@ -1057,10 +1093,7 @@ class Exchange:
         home = self.lane(large.identity)
         if large.unsent and not home.unsent:
             self.dirty.append(home)
-        home.unsent += large.unsent
-        home.callers += large.callers
-        home.withdrawable |= large.withdrawable
-        large.drop_unsent()
+        home.take_unsent(large)
         large.full = False
         home.waiting |= large.waiting
         resumed: list[Session] = []
@@ -1102,7 +1135,7 @@ class Exchange:
         self._forget(lane)
         for session in list(lane.sessions):
             with contained(session):
-                self.depart(session)
+                self.depart_lost(session)
         self._answer_unsent(lane, reply)
 
     def retire(self, lane: Lane) -> None:
@@ -1178,59 +1211,47 @@ def _is_endless(arguments: list[bytes] | None) -> bool:
     return _blocks(arguments) or need_of(arguments) in {Need.SUBSCRIBE, Need.WAIT}
 
 
-class _Nobody:
+class _Nobody(Ours):
     """A place in the FIFO for our own PING."""
 
-    __slots__ = ("owed",)
-
-    def __init__(self) -> None:
-        self.owed = 0
+    __slots__ = ()
 
     def write(self, data: bytes) -> None:
         """Any reply will do."""
+        del data
+        self.count()
 
     write_more = write
 
     def lost(self) -> None:
         """Nobody is told."""
 
-    def fail(self, fault: Exception) -> None:
-        """Nobody's: the connection's, then."""
-        raise fault
 
-
-class _Role:
+class _Role(Ours):
     """A place in the FIFO of a lane for our own HELLO: the reply says whether the upstream is a replica."""
 
-    __slots__ = ("_lane", "owed")
-
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-        self.owed = 0
+    __slots__ = ()
 
     def write(self, data: bytes) -> None:
-        self._lane.asked = False
+        self.count()
+        self.lane.asked = False
         if ROLE_REPLICA in data:
-            self._lane.turned_away = True
+            self.lane.turned_away = True
 
     write_more = write
 
     def lost(self) -> None:
-        self._lane.asked = False
-
-    def fail(self, fault: Exception) -> None:
-        """Nobody's: the connection's, then."""
-        raise fault
+        self.lane.asked = False
 
 
 class Moving:
     """A place in the FIFO of a new lane, for the request that asks to move there."""
 
-    __slots__ = ("_exchange", "_is_ours", "_lane", "_name", "_said_yes", "_session", "owed")
+    __slots__ = ("_exchange", "_is_ours", "_lane", "_name", "_said_yes", "owed", "session")
 
     def __init__(self, exchange: Exchange, session: Session, lane: Lane, name: bytes | None) -> None:
         self._exchange = exchange
-        self._session = session
+        self.session = session
         self._lane = lane
         self._name = name
         self._said_yes = False
@@ -1241,13 +1262,13 @@ class Moving:
     def write(self, data: bytes) -> None:
         self._said_yes = not data.startswith(b"-")
         self._is_ours = data.startswith(replies.OURS)
-        session = self._session
+        session = self.session
         session.owed -= not self.owed
         session.write(data)
         self._look()
 
     def write_more(self, data: bytes) -> None:
-        session = self._session
+        session = self.session
         session.owed -= not self.owed
         session.write_more(data)
         self._look()
@@ -1255,17 +1276,17 @@ class Moving:
     def _look(self) -> None:
         if self.owed:
             return
-        session = self._session
+        session = self.session
         if self._is_ours:
             # The upstream has not been asked. What is behind it would run in another database, or as somebody else.
-            self._exchange.depart(session)
+            self._exchange.depart_lost(session)
             return
         if self._said_yes and self._name is not None:
             session.name = self._name
         self._exchange.moved(session, self._lane if self._said_yes else None)
 
     def lost(self) -> None:
-        self._session.lost()
+        self.session.lost()
 
     def fail(self, fault: Exception) -> None:
-        self._session.fail(fault)
+        self.session.fail(fault)

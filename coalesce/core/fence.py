@@ -22,10 +22,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coalesce.core.errors import Desync, bulk, hello_option
+from coalesce.core.lane import Ours
 from coalesce.core.resp import pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from coalesce.core.lane import Lane
 
 
 def ping(secret: bytes) -> tuple[bytes, bytes]:
@@ -38,19 +41,22 @@ def hello(secret: bytes, protocol: int) -> tuple[bytes, bytes]:
     return pack([b"HELLO", b"%d" % protocol, secret]), hello_option(secret)
 
 
-class Fence:
+class Fence(Ours):
     """A place in the FIFO for it. `broken` and `passed` are called with the outcome, if there is one."""
 
-    __slots__ = ("_answer", "_broken", "_passed", "owed")
+    __slots__ = ("_answer", "_broken", "_passed")
 
-    def __init__(self, answer: bytes, broken: Callable[[], None], passed: Callable[[], None] | None) -> None:
+    def __init__(
+        self, lane: Lane, answer: bytes, broken: Callable[[], None], passed: Callable[[], None] | None
+    ) -> None:
+        super().__init__(lane)
         self._answer = answer
         self._broken = broken
         self._passed = passed
-        self.owed = 0
 
     def write(self, data: bytes) -> None:
         """Raises Desync."""
+        self.count()
         if data != self._answer:
             self._broken()
             raise Desync("the reply before was more than one, or our PING was refused")
@@ -61,7 +67,3 @@ class Fence:
 
     def lost(self) -> None:
         """Whoever is behind it is told."""
-
-    def fail(self, fault: Exception) -> None:
-        """Nobody's fault but the connection's."""
-        raise fault

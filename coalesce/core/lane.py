@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from coalesce.core.containment import contained
 from coalesce.core.errors import Desync, UpstreamError
-from coalesce.core.fence import Fence
+from coalesce.core.ledger import Kind, Ledger
 from coalesce.core.resp import CRLF, SHORT_LENGTHS, Passage, pack, skip_elements, unpack
 
 if TYPE_CHECKING:
@@ -68,6 +68,10 @@ class Caller(Protocol):
 
     owed: int
 
+    @property
+    def session(self) -> Session | None:
+        """Whose request it is; None: ours."""
+
     def write(self, data: bytes, /) -> None:
         """Takes whole replies, or the first piece of one over STREAM_FROM. `owed` has been counted down before.
 
@@ -82,6 +86,26 @@ class Caller(Protocol):
 
     def fail(self, fault: Exception, /) -> None:
         """A fault of ours while this caller was told something: see containment.py."""
+
+
+class Ours:
+    """A place in the FIFO for a request of our own. Counts itself as soon as it is answered."""
+
+    __slots__ = ("lane", "owed")
+    session = None
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.owed = 0
+        lane.own += 1
+
+    def count(self) -> None:
+        """To be called by whatever takes the reply, each time."""
+        self.lane.ledger.own += not self.owed
+
+    def fail(self, fault: Exception) -> None:
+        """Nobody's: the connection's, then."""
+        raise fault
 
 
 class Link(Protocol):
@@ -129,8 +153,15 @@ _TRANSITIONS = {
 class Lane:
     """A FIFO over one upstream connection. `number` names it in logs and transcripts (`u0`)."""
 
-    def __init__(
-        self, number: int, identity: Identity, limits: Limits, *, exclusive: bool = False, large: bool = False
+    def __init__(  # noqa: PLR0913 (what it is for)
+        self,
+        number: int,
+        identity: Identity,
+        limits: Limits,
+        *,
+        exclusive: bool = False,
+        large: bool = False,
+        ledger: Ledger | None = None,
     ) -> None:
         self.number = number
         self.identity = identity
@@ -165,12 +196,15 @@ class Lane:
         self.connections = 0  # so far
         self._round_trip = 0.0  # shortest seen on this connection, seconds
         self._left = 0.0  # when the last batch left
-        self._timed_from = 0.0  # when the batch left whose first reply tells the round trip
-        self._timing = False  # ... and whether one is under way
+        self.unsent_since = 0.0  # when the first request that has not left came
+        self.timing = False  # a batch is under way whose first reply tells the round trip:
+        self._timed_from = 0.0  # ... when it left,
+        self._timed_behind = 0  # ... and how many requests of this lane had left before
         self._tail = b""  # the beginning of a reply
         self._passage: Passage | None = None  # of the reply that is being passed on as it comes,
         self._passed = 0  # ... and the bytes passed of it
         self.had_large: list[Caller] = []  # those who have been given a large reply; emptied by the exchange
+        self.ledger = Ledger() if ledger is None else ledger  # of its kind
         # Counted for the closing line.
         self.commands = 0
         self.own = 0  # ... of them our own
@@ -180,6 +214,15 @@ class Lane:
     def __repr__(self) -> str:
         state = self.state.name.lower()
         return f"<Lane u{self.number} {state} unsent={len(self.callers)} in_flight={len(self.in_flight)}>"
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.LEASED if self.exclusive else Kind.LARGE if self.large else Kind.SHARED
+
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds, the shortest seen on this connection; None where there is none."""
+        return None if self.link is None else self._round_trip
 
     @property
     def owed(self) -> int:
@@ -241,7 +284,7 @@ class Lane:
         self.connections += 1
         self._left = now
         self._round_trip = round_trip
-        self._timing = False
+        self.timing = False
 
     def lose(self) -> None:
         """The connection is gone. Whoever had a request in flight on it is told; unsent requests stay (I7)."""
@@ -253,12 +296,30 @@ class Lane:
         self._passage = None
         self._passed = 0
         in_flight, self.in_flight = self.in_flight, deque()
+        for caller in in_flight:  # (before the first of them is told, and leaves)
+            self._count_lost(caller)
         for caller in in_flight:
             with contained(caller):
                 caller.lost()
 
+    def _count_lost(self, caller: Caller) -> None:
+        """A request was in flight on a connection that is lost."""
+        session = caller.session
+        if session is None:
+            self.ledger.own += 1
+        elif session.gone:
+            self.ledger.swallowed += 1
+        else:
+            self.ledger.failed += 1
+
     def hand_over(self) -> bytes:
-        """The connection goes to somebody who takes the replies as they come; returns what is here of the next."""
+        """The connection goes to somebody who takes the replies as they come; returns what is here of the next.
+
+        (Something is in flight where a client sends no more while it blocks: that counts as swallowed.)
+        """
+        ours = sum(caller.session is None for caller in self.in_flight)
+        self.ledger.own += ours
+        self.ledger.swallowed += len(self.in_flight) - ours
         self.in_flight.clear()
         rest, self._tail = self._tail, b""
         return rest
@@ -270,31 +331,56 @@ class Lane:
 
     def answer_unsent(self, reply: bytes) -> None:
         """Gives every unsent request this reply in place of the upstream's."""
-        callers = [*(caller for _, caller in self.first), *self.callers]
-        self.drop_unsent()
+        callers = self._forget_unsent()
         for caller in callers:
             caller.owed -= 1
+            session = caller.session
+            if session is not None and not session.gone:
+                self.ledger.refused += 1
+            elif session is not None:
+                self.ledger.withdrawn += 1
             with contained(caller):
-                if isinstance(caller, Fence):
+                if session is None:
                     caller.lost()
                 else:
                     caller.write(reply)
 
     def lose_unsent(self) -> None:
         """Tells every caller of an unsent request that it is lost."""
-        callers = [*(caller for _, caller in self.first), *self.callers]
-        self.drop_unsent()
-        for caller in callers:
+        for caller in self.drop_unsent():
             with contained(caller):
                 caller.lost()
 
-    def drop_unsent(self) -> None:
-        """Forgets the requests that never left, of callers that are no more."""
+    def drop_unsent(self) -> list[Caller]:
+        """Forgets the requests that never left, of callers that are no more, or are about to be closed."""
+        callers = self._forget_unsent()
+        for caller in callers:
+            session = caller.session
+            if session is not None and session.gone:
+                self.ledger.withdrawn += 1
+            elif session is not None:
+                self.ledger.stranded += 1
+        return callers
+
+    def take_unsent(self, other: Lane) -> None:
+        """The requests that never left go on here, behind those that do already."""
+        if not self.unsent:
+            self.unsent_since = other.unsent_since
+        self.unsent += other.unsent
+        self.callers += other.callers
+        self.withdrawable |= other.withdrawable
+        for caller in other._forget_unsent():
+            if isinstance(caller, Ours):
+                caller.lane = self
+
+    def _forget_unsent(self) -> list[Caller]:
+        callers = [*(caller for _, caller in self.first), *self.callers]
         self.unsent = []
         self.callers = []
         self.withdrawable = {}
         self.first.clear()
         self._weighed = self._weight = 0
+        return callers
 
     # --- requests ---
 
@@ -349,24 +435,37 @@ class Lane:
         batch = unsent[0] if len(unsent) == 1 else b"".join(unsent)
         self.commands += count
         self.batches += 1
+        ledger = self.ledger
+        ledger.sent += count
+        ledger.batches += 1
         self.largest = max(self.largest, count)
         self._left = now
-        if not self._timing:
-            self._timing = True
-            self._timed_from = now
+        if count:
+            ledger.sizes.observe(count - 1)
+            ledger.waits.observe(int((now - self.unsent_since) * 1e6))
+            self.unsent_since = now  # of what has not left with it: its true time is not known
+            if not self.timing:
+                self.timing = True
+                self._timed_from = now
+                self._timed_behind = self.commands - count
         return batch
+
+    def time(self, now: float) -> None:
+        """Replies have been received, while a batch was timed."""
+        if self.commands - len(self.in_flight) > self._timed_behind:
+            self.timing = False
+            took = now - self._timed_from
+            self._round_trip = min(self._round_trip, took)
+            self.ledger.round_trips.observe(int(took * 1e6))
 
     # --- replies ---
 
-    def receive(self, data: bytes, now: float) -> None:  # noqa: C901, PLR0912, PLR0915 (hot: flat)
+    def receive(self, data: bytes) -> None:  # noqa: C901, PLR0912, PLR0915 (hot: flat)
         """HOT. Hands each reply to the caller at the head of the FIFO; replies side by side for one go out as one.
 
-        Raises UpstreamError, after which the lane has to be lost; who is owed something is then still in the FIFO or
-        has been told. Plain twin: `tests/core/twins.py`. Benchmark: `tests/bench/hot.py`.
+        Raises UpstreamError, after which the lane has to be lost; who is owed something is then still in the FIFO.
+        Plain twin: `tests/core/twins.py`. Benchmark: `tests/bench/hot.py`.
         """
-        if self._timing:
-            self._timing = False
-            self._round_trip = min(self._round_trip, now - self._timed_from)
         if self._tail:
             data = self._tail + data
             self._tail = b""
@@ -428,8 +527,7 @@ class Lane:
                         return  # hung up, for want of the one it was lent to
                     # The last caller's replies were aligned as far as can be seen, and that is not far enough.
                     if caller is not None:
-                        with contained(caller):
-                            caller.lost()
+                        self._put_back(caller, self._replies_in(data, start, position))
                     why = "a reply that nobody asked for" if isinstance(problem, IndexError) else str(problem)
                     raise Desync(why) from problem
                 # A fault of ours, and of nobody but that caller: the next reply has not been handed out, so its owner
@@ -446,6 +544,19 @@ class Lane:
     def _end_of_other(self, data: bytes, position: int) -> int:
         end, outstanding, passing = skip_elements(data, position, 1)
         return -1 if outstanding or passing else end
+
+    def _put_back(self, caller: Caller, replies: int) -> None:
+        """So many replies were taken, and not written."""
+        self.in_flight.extendleft([caller] * replies)
+        caller.owed += replies
+
+    def _replies_in(self, data: bytes, start: int, end: int) -> int:
+        """How many whole replies lie there."""
+        count = 0
+        while start < end:
+            start = self._end_of_other(data, start)
+            count += 1
+        return count
 
     def _keep(self, beginning: bytes) -> None:
         """Keeps the beginning of a reply until more comes, or starts to pass a large one on."""

@@ -21,13 +21,14 @@ to a stream in place of the FIFO: see stream.py.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import coalesce.core.errors as replies
 from coalesce.core.commands import BLOCKING, TRANSACTIONAL, Need, may_have_no_reply, need_of, runs_in_any_database
 from coalesce.core.containment import contained
 from coalesce.core.held import weigh
-from coalesce.core.lane import Lane, LaneState
+from coalesce.core.lane import Lane, LaneState, Ours
+from coalesce.core.ledger import Kind
 from coalesce.core.resp import pack
 from coalesce.core.session import SessionState
 
@@ -106,10 +107,10 @@ class Lease:
 class Witness:
     """A place in the FIFO of a leased lane for a request whose reply tells something about the connection."""
 
-    __slots__ = ("_blocks", "_held", "_lease", "_name", "_session", "owed")
+    __slots__ = ("_blocks", "_held", "_lease", "_name", "owed", "session")
 
     def __init__(self, session: Session, lease: Lease, name: bytes, held: int) -> None:
-        self._session = session
+        self.session = session
         self._lease = lease
         self._name = name
         self._blocks = name in BLOCKING
@@ -122,41 +123,42 @@ class Witness:
     def write(self, data: bytes) -> None:
         if self._held:
             self._lease.held -= self._held
-            weigh(self._session)
+            weigh(self.session)
         if self._name in TRANSACTIONAL:
             self._lease.replied(self._name, data)
         self._count()
-        self._session.write(data)
+        self.session.write(data)
 
     def write_more(self, data: bytes) -> None:
         self._count()
-        self._session.write_more(data)
+        self.session.write_more(data)
 
     def _count(self) -> None:
         if not self.owed:
-            self._session.owed -= 1
+            self.session.owed -= 1
             if self._blocks:
                 self._lease.unblocked()
 
     def lost(self) -> None:
-        self._session.lost()
+        self.session.lost()
 
     def fail(self, fault: Exception) -> None:
-        self._session.fail(fault)
+        self.session.fail(fault)
 
 
-class _Naming:
+class _Naming(Ours):
     """A place in the FIFO of a lease that is about to be lent, for our own HELLO .. SETNAME."""
 
-    __slots__ = ("_lease", "_leases", "owed")
+    __slots__ = ("_lease", "_leases")
 
     def __init__(self, leases: Leases, lease: Lease) -> None:
+        super().__init__(lease.lane)
         self._leases = leases
         self._lease = lease
-        self.owed = 0
 
     def write(self, data: bytes) -> None:
         """Whether it was refused (by an upstream that is busy, say) or not, it can be lent."""
+        self.count()
         if data.startswith(b"-"):
             self._lease.name = None
         self._leases.named(self._lease)
@@ -166,9 +168,16 @@ class _Naming:
     def lost(self) -> None:
         """The session that waits is told by `Leases.lost`."""
 
-    def fail(self, fault: Exception) -> None:
-        """Nobody's: the connection's, then."""
-        raise fault
+
+class LeaseFigures(NamedTuple):
+    """How all leases stand."""
+
+    dialling: int
+    lent: int
+    idle: int
+    queue: int  # sessions that wait for one that is free
+    waiting: int  # ... or that theirs can be used
+    borrowers: int  # sessions that use theirs
 
 
 class Leases:
@@ -182,6 +191,16 @@ class Leases:
         self._idle: dict[Identity, list[Lease]] = {}
         self._queue: deque[tuple[Session, float]] = deque()  # ... and since when
         self._tidy_at = _TIDY_AT  # its length
+
+    def figures(self) -> LeaseFigures:
+        """How they stand."""
+        dialling = [lease for lease in self.of if lease.link is None]
+        sessions = [lease.session for lease in self.of.values() if lease.session is not None]
+        queue = sum(session.state is SessionState.BORROWING for session, _ in self._queue)
+        borrowing = sum(session.state is SessionState.BORROWING for session in sessions)
+        idle = sum(map(len, self._idle.values()))
+        lent = len(self.of) - len(dialling) - idle
+        return LeaseFigures(len(dialling), lent, idle, queue, queue + borrowing, len(sessions) - borrowing)
 
     # --- lending ---
 
@@ -338,7 +357,6 @@ class Leases:
     def lost(self, lane: Lane) -> None:
         """The connection is gone."""
         lease = self.of.get(lane)
-        lane.drop_unsent()
         if lease is None:
             return
         self._bury(lease)
@@ -348,7 +366,7 @@ class Leases:
             self._queue.appendleft((session, self._exchange.now))  # its request has not left
         elif session is not None:
             with contained(session):
-                self._exchange.depart(session)  # with nothing in flight, perhaps, but with a transaction open
+                self._exchange.depart_lost(session)  # with nothing in flight, perhaps, but with a transaction open
         self.serve()
 
     def is_idle(self, lane: Lane) -> bool:
@@ -375,6 +393,7 @@ class Leases:
 
     def _refuse(self, session: Session, reply: bytes) -> None:
         arguments, session.waiting = session.waiting, None
+        self._exchange.ledgers[Kind.LEASED].refused += 1
         need = need_of(arguments) if arguments else None
         goes_on = {Need.RIDE, Need.BORROW, Need.SUBSCRIBE, Need.WAIT, Need.PIN}
         if need in goes_on and not may_have_no_reply(arguments or []):

@@ -87,6 +87,11 @@ _TRANSITIONS = {
 }
 
 
+def _nobody(data: bytes) -> None:
+    """Nothing is left to swallow."""
+    del data
+
+
 _WAITING = frozenset((_S.SETTLING, _S.LEASED, _S.ENDING))
 # Requests are taken.
 TAKING = frozenset((_S.FLOWING, _S.LEASED))
@@ -96,7 +101,7 @@ class Session:
     """One client's conversation. Whoever connects it owns it; lanes only refer to it."""
 
     __slots__ = ("_exchange", "ended", "flowing", "held", "lane", "large", "last_words",
-                 "lease", "locked", "name", "owed", "peer", "reader", "small", "state",
+                 "lease", "left_owed", "locked", "name", "owed", "peer", "reader", "small", "state",
                  "throttled", "told", "waiting", "write")  # fmt: skip
 
     def __init__(self, exchange: Exchange, lane: Lane, peer: Peer, *, locked: bool = False) -> None:
@@ -105,6 +110,7 @@ class Session:
         self.peer = peer
         self.state = SessionState.FLOWING
         self.owed = 0  # replies
+        self.left_owed = 0  # ... when it left, or when the last of them was swallowed
         self.write = peer.write
         self.locked = locked  # has to authenticate to coalesce first: see door.py
         self.flowing = True  # a chunk may take the short way: see `rewire`
@@ -130,6 +136,8 @@ class Session:
         if state not in _TRANSITIONS[self.state]:
             raise AssertionError(f"{self!r} can't become {state}")
         self.state = state
+        if state is SessionState.GONE:
+            self.left_owed = self.owed
         self.rewire()
 
     @property
@@ -157,7 +165,8 @@ class Session:
         usual = self.state is SessionState.FLOWING and not self.large and not self.lane.large
         self.flowing = usual and self.reader is None and self.lane.authenticated and not self.locked
         if self.state is SessionState.GONE:
-            self.write = self._exchange.swallow
+            # (No more is written where nothing is owed; then it is not to refer to itself, and goes at once.)
+            self.write = self.swallow if self.owed else _nobody
             return
         self.write = self.peer.write if read and usual else self._write_and_look
         if self.state is not SessionState.PINNED:
@@ -165,6 +174,7 @@ class Session:
 
     def write_more(self, data: bytes) -> None:
         if self.state is SessionState.GONE:
+            self.swallow(data)
             return
         self.peer.write_more(data)
         if self.write != self.peer.write:
@@ -175,9 +185,26 @@ class Session:
         self.small += 1  # or it turns out to be large: then it begins anew
         self._exchange.answered(self)
 
+    @property
+    def session(self) -> Session:
+        """As of any caller: whose request it is."""
+        return self
+
+    @property
+    def gone(self) -> bool:
+        return self.state is SessionState.GONE
+
+    def swallow(self, data: bytes) -> None:
+        """Takes the place of `write` once the client has left."""
+        del data
+        self._exchange.count_swallowed(self.left_owed - self.owed)
+        self.left_owed = self.owed
+        if not self.owed:
+            self.write = _nobody
+
     def lost(self) -> None:
         """A request of this session was in flight on a connection that is gone: so is the client's (I7)."""
-        self._exchange.depart(self)
+        self._exchange.depart_lost(self)
 
     def fail(self, fault: Exception) -> None:
         self.peer.fail(fault)

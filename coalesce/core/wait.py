@@ -24,6 +24,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import coalesce.core.errors as replies
+from coalesce.core.lane import Ours
 from coalesce.core.resp import pack
 
 if TYPE_CHECKING:
@@ -34,36 +35,35 @@ if TYPE_CHECKING:
 _ANY_COMMAND_MARKS_UNTIL = (7, 2)
 
 
-class _Mark:
+class _Mark(Ours):
     """A place in the FIFO for a request of ours that moves the mark, if it is answered like this."""
 
     def __init__(self, lease: Lease, answer: bytes) -> None:
+        super().__init__(lease.lane)
         self.moved = False
-        self.owed = 0
         self._lease = lease
         self._answer = answer
         lease.marks += 1
 
     def write(self, data: bytes) -> None:
+        self.count()
         self.moved = data == self._answer
         self._lease.marks -= 1
 
     def write_more(self, data: bytes) -> None:
         """Of a reply that is no mark, as long as it is."""
+        del data
+        self.count()
 
     def lost(self) -> None:
         """The session is told."""
-
-    def fail(self, fault: Exception) -> None:
-        """Nobody's: the connection's, then."""
-        raise fault
 
 
 class _Waiting:
     """A place in the FIFO for the request itself."""
 
     def __init__(self, session: Session, lease: Lease, marks: list[_Mark]) -> None:
-        self._session = session
+        self.session = session
         self._lease = lease
         self._marks = marks
         self._reply = b""
@@ -76,19 +76,19 @@ class _Waiting:
         self._reply += data
         if self.owed:
             return
-        self._session.owed -= 1
+        self.session.owed -= 1
         self._lease.waits -= 1
         self._lease.unblocked()
         vouched = any(mark.moved for mark in self._marks) or self._reply.startswith(b"-")
-        self._session.write(self._reply if vouched else replies.UNMARKED)
+        self.session.write(self._reply if vouched else replies.UNMARKED)
 
     write_more = write
 
     def lost(self) -> None:
-        self._session.lost()
+        self.session.lost()
 
     def fail(self, fault: Exception) -> None:
-        self._session.fail(fault)
+        self.session.fail(fault)
 
 
 def requests(session: Session, lease: Lease, arguments: list[bytes]) -> list[tuple[bytes, Caller]]:

@@ -99,7 +99,7 @@ def replies(reply: bytes, run_length: int) -> Callable[[], None]:
     def run() -> None:
         for _ in range(COMMANDS // BATCH):
             lane.in_flight.extend(owners)
-            receive(chunk, 0.0)
+            receive(chunk)
         assert not lane.in_flight
 
     return run

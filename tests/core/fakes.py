@@ -68,6 +68,8 @@ class RecordingLink:
 class Caller:
     """Stands in the FIFO, and keeps what it is given."""
 
+    session = None
+
     def __init__(self) -> None:
         self.owed = 0
         self.got = b""

@@ -11,6 +11,7 @@ from coalesce.core.errors import Desync, bulk, no_lane, no_lease
 from coalesce.core.exchange import HELD_LIMIT, Exchange
 from coalesce.core.identity import Identity
 from coalesce.core.lane import LARGE, UNAUTHENTICATED_BATCH, UNSENT_LIMIT, Lane, Limits
+from coalesce.core.ledger import Kind, Outcomes
 from coalesce.core.resp import ARGUMENTS_OF_A_LANE, unpack
 from coalesce.core.session import Session, SessionState
 
@@ -20,6 +21,7 @@ from .twins import canonical, read_requests
 BASE = Identity(None, None, 0, 2)
 # Bytes of a value: what is large is the affair of a connection for good.
 NOT_LARGE = LARGE - 1024
+GET = canonical([b"GET", b"k"])
 SUBSCRIBED = b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n"
 UNSUBSCRIBED = b"*3\r\n$11\r\nunsubscribe\r\n$1\r\na\r\n:0\r\n"
 
@@ -898,3 +900,91 @@ def test_strangers_do_not_take_the_lanes_of_those_who_may_come_in() -> None:
     exchange.replies(opened[-1], b"%0\r\n", 0.0)
     assert friend.written == b"%0\r\n"
     assert not session.locked
+
+
+def test_what_a_batch_tells_of_itself() -> None:
+    """How long its first request waited, how many it had, and when its first reply came, replies to others aside."""
+    times = iter((10.0, 20.0))
+    opened: list[Lane] = []
+    exchange = Exchange(BASE, opened.append, clock=lambda: next(times))
+    lane = opened[0]
+    exchange.connected(lane, RecordingLink(exchange, lane), 1.0)
+    session = exchange.connect(RecordingPeer())
+    ledger = exchange.ledgers[Kind.SHARED]
+    exchange.receive(session, GET * 3)
+    exchange.receive(session, GET)
+    exchange.flush(10.25)
+    exchange.replies(lane, b"+a\r\n", 10.75)
+    exchange.receive(session, GET)
+    exchange.flush(20.0)  # timed, behind three replies
+    exchange.replies(lane, b"+b\r\n+c\r\n", 21.0)
+    assert ledger.round_trips.total == 500_000
+    exchange.replies(lane, b"+d\r\n", 22.0)
+    exchange.replies(lane, b"+e\r\n", 23.0)
+    assert (sum(ledger.sizes.counts), ledger.sizes.total) == (2, 3 + 0)
+    assert ledger.waits.total == 250_000
+    assert (sum(ledger.round_trips.counts), ledger.round_trips.total) == (2, 500_000 + 3_000_000)
+
+
+def test_who_had_left_who_is_closed_and_who_is_told() -> None:
+    """Each request, sent or not, is in the books as what became of it."""
+    exchange, lane, sessions = three_sessions()
+    exchange.keep_alive(0.0, 0.0)
+    exchange.receive(sessions[0], GET * 2)
+    exchange.receive(sessions[1], GET)
+    exchange.flush(0.0)
+    exchange.receive(sessions[0], GET * 3)  # unsent, as is what follows
+    exchange.receive(sessions[2], GET)
+    exchange.depart(sessions[0])
+    exchange.lose(lane)
+    assert exchange.outcomes()[Kind.SHARED] == Outcomes(delivered=0, swallowed=2, failed=1, refused=0)
+    exchange.fail(lane, "away")
+    assert exchange.outcomes()[Kind.SHARED] == Outcomes(delivered=0, swallowed=5, failed=1, refused=1)
+
+
+def test_a_reply_to_one_who_has_left_is_not_delivered() -> None:
+    exchange, lane, sessions = three_sessions()
+    for session in sessions:
+        exchange.receive(session, GET * 2)
+    exchange.flush(0.0)
+    exchange.replies(lane, b"+a\r\n", 0.0)
+    exchange.depart(sessions[0])
+    exchange.replies(lane, b"+b\r\n+c\r\n", 0.0)
+    exchange.depart(sessions[2])
+    exchange.replies(lane, b"+d\r\n+e\r\n$20000\r\n" + b"x" * 17_000, 0.0)
+    exchange.replies(lane, b"x" * 3000 + b"\r\n", 0.0)
+    assert exchange.outcomes()[Kind.SHARED] == Outcomes(delivered=3, swallowed=3, failed=0, refused=0)
+
+
+def test_replies_that_were_taken_and_not_written_are_not_delivered() -> None:
+    """Those beside what breaks the protocol: they were aligned as far as can be seen, and that is not far enough."""
+    exchange, lane, sessions = three_sessions()
+    exchange.receive(sessions[0], GET * 3)
+    exchange.receive(sessions[1], GET)
+    exchange.flush(0.0)
+    with pytest.raises(Desync):
+        exchange.replies(lane, b"+a\r\n:2\r\n?\r\n", 0.0)
+    exchange.lose(lane)
+    assert exchange.outcomes()[Kind.SHARED] == Outcomes(delivered=0, swallowed=0, failed=4, refused=0)
+
+
+def test_the_requests_of_a_lease_that_is_lost() -> None:
+    """In flight or unsent: their client is closed. Of one who blocks, and leaves, they are swallowed."""
+    exchange, _, session, lane, _ = borrower(b"WATCH", b"k")
+    exchange.replies(lane, b"+OK\r\n", 0.0)
+    exchange.receive(session, GET)
+    exchange.flush(0.0)
+    exchange.receive(session, GET)
+    exchange.lose(lane)
+    assert exchange.outcomes()[Kind.LEASED] == Outcomes(delivered=1, swallowed=0, failed=2, refused=0)
+    exchange, _, session, lane, _ = borrower(b"BLPOP", b"k", b"0")
+    exchange.depart(session)
+    assert exchange.outcomes()[Kind.LEASED] == Outcomes(delivered=0, swallowed=1, failed=0, refused=0)
+
+
+def three_sessions() -> tuple[Exchange, Lane, list[Session]]:
+    opened: list[Lane] = []
+    exchange = Exchange(BASE, opened.append)
+    lane = opened[0]
+    exchange.connected(lane, RecordingLink(exchange, lane), 0.0)
+    return exchange, lane, [exchange.connect(RecordingPeer()) for _ in range(3)]

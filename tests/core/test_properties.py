@@ -9,7 +9,7 @@ and which messages the model sent to the connection that it had.
 from __future__ import annotations
 
 import re
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from functools import wraps
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from coalesce.core.exchange import Exchange
 from coalesce.core.held import Large
 from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
+from coalesce.core.ledger import Kind, Outcomes
 from coalesce.core.session import Session, SessionState
 from coalesce.core.stream import Verdict
 
@@ -33,6 +34,7 @@ from .model import BASE, NO_SUCH_DATABASE, SUBSCRIBING, WRONG_PASSWORD, Rules, S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from coalesce.core.lane import Caller
     from coalesce.core.lease import Lease
 
 LIMITS = Limits(lane=6, client=3, lanes=5, leases=2)
@@ -85,6 +87,7 @@ class Upstream:
         self._world = world
         if not lane.exclusive and not lane.large:
             world.generations[lane.identity] += 1
+        world.standing.append(self)
         self.generation = world.generations[lane.identity]  # each may have other data: see `Exchange._outdate`
 
     @property
@@ -115,7 +118,9 @@ class Upstream:
             callers = [None if request == OUR_PING else lease.session for request in reading.requests]
         else:
             self.received += len(reading.requests)
-            callers = [_session_of(caller) for caller in list(self.lane.in_flight)[-len(reading.requests) :]]
+            places = list(self.lane.in_flight)[-len(reading.requests) :]
+            self._world.sent[self.lane].update(places)
+            callers = [_session_of(caller) for caller in places]
         if lease is not None:
             self._serve(lease.session)
             assert set(callers) <= {lease.session, None}
@@ -562,6 +567,13 @@ class World:
         self.failed: set[Identity] = set()
         self.refused: set[Identity] = set()
         self.generations: Counter[Identity] = Counter()  # connections of the usual lanes
+        # What the ledgers are compared with: see `check_ledgers`.
+        self.standing: list[Upstream] = []  # connections
+        self.in_flight: dict[Lane, Counter[Caller]] = {}
+        self.sent: defaultdict[Lane, Counter[Caller]] = defaultdict(Counter)  # since then
+        self.gone: set[Session] = set()
+        self.unsent_before: Counter[tuple[Kind, int]] = Counter()  # withdrawn, and stranded
+        self.counted: dict[Kind, tuple[int, int, Outcomes]] = {}
         self.exchange = Exchange(BASE, self.opened.append, LIMITS, lambda: SECRET)
 
     def possible_replies(
@@ -1135,6 +1147,7 @@ class Proxy(RuleBasedStateMachine):
 
     def check(self) -> None:
         self.check_lanes()
+        self.check_ledgers()
         for client in self.clients:
             client.judge()
         self.check_sessions()
@@ -1155,6 +1168,36 @@ class Proxy(RuleBasedStateMachine):
             for session in lane.waiting if lane.state is not LaneState.CLOSED else ():
                 assert session.throttled, f"{session!r} is read from, and waits for {lane!r}"
                 assert session.lane is lane, f"{session!r} waits for {lane!r}"
+
+    def check_ledgers(self) -> None:
+        """What has ended since the last look is in the books, once, and as what it was."""
+        world = self.world
+        lost: Counter[Kind] = Counter()  # requests
+        for upstream in [it for it in world.standing if world.upstreams.get(it.lane) is not it]:
+            world.standing.remove(upstream)
+            lost[upstream.lane.kind] += upstream.received - upstream.replied if upstream.pinned_by is None else 0
+        ended: dict[Kind, list[Caller]] = {kind: [] for kind in Kind}
+        for lane in world.opened:
+            sent, now = world.sent.pop(lane, Counter()), Counter(lane.in_flight)
+            ended[lane.kind] += (world.in_flight.get(lane, Counter()) + sent - now).elements()
+            world.in_flight[lane] = now
+        outcomes = self.exchange.outcomes()
+        for kind, ledger in self.exchange.ledgers.items():
+            sent_before, own_before, before = world.counted.get(kind, (0, 0, Outcomes(0, 0, 0, 0)))
+            delivered, swallowed, failed, refused = map(int.__sub__, outcomes[kind], before)
+            swallowed -= ledger.withdrawn - world.unsent_before[kind, 0]
+            failed -= ledger.stranded - world.unsent_before[kind, 1]
+            world.unsent_before[kind, 0], world.unsent_before[kind, 1] = ledger.withdrawn, ledger.stranded
+            world.counted[kind] = ledger.sent, ledger.own, outcomes[kind]
+            whose = [caller.session for caller in ended[kind] if caller.session is not None]
+            assert ledger.own - own_before == len(ended[kind]) - len(whose)
+            assert delivered + swallowed + failed == len(whose), f"{kind}: the books don't balance"
+            assert min(delivered, swallowed, failed, refused, ledger.sent - sent_before) >= 0, "a counter counts up"
+            gone_now = sum(session.state in {_S.GONE, _S.PINNED} for session in whose)
+            assert sum(session in world.gone for session in whose) <= swallowed <= gone_now
+            assert delivered <= len(ended[kind]) - lost[kind], "what was lost was not delivered"
+            assert failed <= gone_now
+        world.gone = {session for session in world.client_of if session.gone}
 
     def check_sessions(self) -> None:
         owed: Counter[Session] = Counter()
@@ -1357,7 +1400,7 @@ def _session_of(caller: object) -> Session | None:
     """A place in the FIFO is the session's own, or stands for one of its requests, or is of nobody."""
     if isinstance(caller, Large):
         return caller.session if caller._size else None  # withdrawn: a PING is in its place
-    return caller if isinstance(caller, Session) else getattr(caller, "_session", None)
+    return caller if isinstance(caller, Session) else getattr(caller, "session", None)
 
 
 Proxy.TestCase.settings = settings(

@@ -427,7 +427,7 @@ def lane_owing(fifo: list[str]) -> tuple[Lane, dict[str, Caller]]:
 
 def receive_all(lane: Lane, chunks: list[bytes]) -> None:
     for chunk in chunks:
-        lane.receive(chunk, 0.0)
+        lane.receive(chunk)
 
 
 blobs = st.one_of(
@@ -500,7 +500,7 @@ def test_lane_receive(stream: tuple[list[bytes], list[bytes]], fifo: list[str]) 
     lane, callers = lane_owing(fifo)
     fed = b""
     for chunk in chunks:
-        lane.receive(chunk, 0.0)
+        lane.receive(chunk)
         fed += chunk
         if len(data) < 300 or fed == data:  # the twin begins anew each time
             check_delivery(fifo, fed, lane, callers)
@@ -576,7 +576,7 @@ def test_lane_receive_doubtful(doubtful: bytes) -> None:
         twins.split_replies(doubtful)
     lane, _ = lane_owing(["a", "b"] * 20)
     with pytest.raises(UpstreamError):
-        lane.receive(b"+OK\r\n" + doubtful + b"+secret\r\n" * 2, 0.0)
+        lane.receive(b"+OK\r\n" + doubtful + b"+secret\r\n" * 2)
 
 
 @pytest.mark.parametrize("beginning", [b"+", b"-ERR ", b":", b"*2\r\n:1\r\n(", b"*1\r\n|1\r\n+k\r\n:1\r\n+"])
@@ -585,10 +585,10 @@ def test_lane_receive_long_line(beginning: bytes) -> None:
     lane, callers = lane_owing(["a", "b"])
     fed = b""
     for chunk in [beginning, *[b"x" * 20_000] * 50, b"y" * 20_000 + b"\r", b"\rz", b"\r"]:
-        lane.receive(chunk, 0.0)
+        lane.receive(chunk)
         fed += chunk
         assert len(fed) < 16 * 1024 or callers["a"].got == fed.removesuffix(b"\r")
-    lane.receive(b"\n+b\r\n", 0.0)
+    lane.receive(b"\n+b\r\n")
     assert callers["a"].got == fed + b"\n"
     assert callers["b"].got == b"+b\r\n"
 

@@ -50,7 +50,7 @@ def _play(script: bytes) -> None:
             continue
         fed += chunk
         try:
-            lane.receive(chunk, 0.0)
+            lane.receive(chunk)
         except UpstreamError:
             assert _sound(fed, fifo) is None, "a Desync, and nothing is wrong"
             _check_nobody_has_anothers(fed, fifo, lane, callers)

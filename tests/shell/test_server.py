@@ -33,4 +33,4 @@ def test_descriptors_are_there_for_all_leases_and_lanes(
     server = Server(Config(UPSTREAM, max_clients=clients, max_leases=leases, max_lanes=lanes))
     server.poller.close()
     assert limits[-1] == (needed, hard)
-    assert server._clients._max_clients == allowed
+    assert server._clients.limit == allowed

@@ -1,0 +1,161 @@
+"""What there is to be seen of a running coalesce: one look at it, in plain values, for metrics.py and status.py.
+
+Nothing in here says what a client sent; `settings` are those of the command line, without secrets.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from coalesce.config import Config, Upstream
+from coalesce.core.histogram import Histogram
+from coalesce.core.lane import LaneState
+from coalesce.core.ledger import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from coalesce.core.lane import Lane
+    from coalesce.core.ledger import Outcomes
+
+# Where batches form: on a lease there is one session, which may block for as long as it likes.
+SHARED_KINDS = (Kind.SHARED, Kind.LARGE)
+
+
+class State(enum.Enum):
+    """What a server does."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    PAUSED = "paused"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True)
+class LaneFigures:
+    """One lane, or lease."""
+
+    number: int
+    kind: Kind
+    state: str
+    user: str | None  # None: it has not authenticated
+    database: int
+    protocol: int
+    sessions: int
+    unsent: int
+    in_flight: int
+    commands: int
+    batches: int
+    round_trip: float | None  # seconds
+    connections: int
+    why: str | None  # it is failing
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One look."""
+
+    state: State
+    uptime: float  # seconds
+    upstream: Upstream
+    software: str | None  # None: not known yet
+    listen: list[str]
+    clients: dict[str, int]  # by state
+    clients_limit: int
+    clients_accepted: int
+    clients_refused: int
+    clients_closed: dict[str, int]  # by reason
+    clients_memory: int  # bytes
+    clients_memory_limit: int
+    leases: dict[str, int]  # by state
+    leases_waiting: int  # sessions
+    leases_limit: int
+    lanes: list[LaneFigures]  # with leases
+    lanes_limit: int
+    outcomes: dict[str, Outcomes]  # of commands, by kind of connection
+    own_commands: int
+    batches: int
+    batch_commands: Histogram  # commands but one
+    round_trips: Histogram  # microseconds
+    queue_waits: Histogram  # microseconds
+    sent: int  # bytes
+    received: int
+    lane_losses: dict[str, int]  # by reason
+    dials: dict[str, int]  # by outcome
+    protocol_errors: dict[str, int]  # by side
+    faults: int
+    settings: dict[str, object]
+
+    @property
+    def shared_lanes(self) -> list[LaneFigures]:
+        return [lane for lane in self.lanes if lane.kind in SHARED_KINDS]
+
+    @property
+    def commands(self) -> int:
+        """That clients sent, and that have ended."""
+        return sum(map(sum, self.outcomes.values()))
+
+
+def lane_figures(lane: Lane, own_user: bytes | None) -> LaneFigures:
+    """`own_user`: whom coalesce itself authenticates as."""
+    identity = lane.identity
+    username = own_user if identity.password is None else identity.username
+    return LaneFigures(
+        number=lane.number,
+        kind=lane.kind,
+        state=lane.state.name.lower(),
+        user=(username or b"default").decode(errors="replace") if lane.authenticated else None,
+        database=identity.database,
+        protocol=identity.protocol,
+        sessions=len(lane.sessions),
+        unsent=len(lane.callers) + len(lane.first),
+        in_flight=len(lane.in_flight),
+        commands=lane.commands,
+        batches=lane.batches,
+        round_trip=lane.round_trip,
+        connections=lane.connections,
+        why=lane.why_failing if lane.state is LaneState.FAILING else None,
+    )
+
+
+def merged(histograms: Iterable[Histogram]) -> Histogram:
+    """All in one, which is the asker's own."""
+    whole = Histogram()
+    for histogram in histograms:
+        whole.counts = [one + other for one, other in zip(whole.counts, histogram.counts, strict=True)]
+        whole.total += histogram.total
+    return whole
+
+
+# Not on the command line.
+_NO_FLAGS = {"hold_below"}
+
+
+def settings(config: Config) -> dict[str, object]:
+    """By the names of the flags, as one would write them, without passwords."""
+    said: dict[str, object] = {}
+    for field in fields(config):
+        if field.name not in _NO_FLAGS:
+            said[field.name.replace("_", "-")] = _said(field.name, getattr(config, field.name))
+    return said
+
+
+def _said(name: str, value: object) -> object:
+    if isinstance(value, Upstream):
+        return shown(value)
+    if isinstance(value, tuple):
+        return [str(each) for each in value]
+    if name == "socket_mode" and isinstance(value, int):
+        return f"{value:04o}"
+    if name == "admin":
+        return "off" if value is None else str(value)
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def shown(upstream: Upstream) -> str:
+    """Its address, without user and password."""
+    if upstream.tls or upstream.database:
+        return f"redis{'s' * upstream.tls}://{upstream.address}/{upstream.database}"
+    return str(upstream.address)
