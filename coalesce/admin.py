@@ -21,6 +21,8 @@ import hypercorn.config
 import trio
 from hypercorn.trio import serve
 
+from coalesce.page import HEADERS, page
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -94,6 +96,8 @@ class Admin:
             "/liveness": ("GET", self._liveness),
             "/quitquitquit": ("POST", self._quit),
         }
+        self._page = page()
+        self._routes |= dict.fromkeys(self._page, ("GET", self._file))
 
     async def app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """ASGI: <https://asgi.readthedocs.io/en/latest/specs/www.html>."""
@@ -122,6 +126,11 @@ class Admin:
         if method == "POST" and (why_not := _why_not(request)):
             return _said(403, why_not)
         return await respond(request)
+
+    async def _file(self, request: Request) -> Answer:
+        """The page's own three, and nothing else of any directory."""
+        file = self._page[request.path]
+        return Answer(200, file.body, file.content_type, HEADERS)
 
     async def _startup(self, request: Request) -> Answer:
         del request
