@@ -142,7 +142,8 @@ class Chart {
       const place = history.columns.indexOf(column);
       return history.samples.map((sample) => sample[place]).slice(-LONGEST);
     });
-    this.top = roundedUp(Math.max(0, ...this.series.flat().map(Number)));
+    this.most = Math.max(0, ...this.series.flat()); // (null counts as 0)
+    this.top = roundedUp(this.most);
     this.series.forEach((values, n) => this.curves[n].setAttribute("d", this.path(values)));
     this.area.setAttribute("d", this.path(this.series[0], true));
     this.svg.setAttribute("aria-label", `The last ${span(this.every * LONGEST)}: ` + this.columns.map((column, n) => {
@@ -181,7 +182,7 @@ class Chart {
     this.figure.classList.toggle("reading", reading);
     if (!reading) {
       say(this.when, this.every ? `${span(this.every * LONGEST)} ago` : "");
-      say(this.what, length ? `${this.of}top ${brief(CHARTED[this.columns[0]][1](this.top))}` : "");
+      say(this.what, this.most > 0 ? `${this.of}top ${brief(CHARTED[this.columns[0]][1](this.top))}` : "");
       return;
     }
     const x = WIDTH - (back * WIDTH) / (LONGEST - 1);
@@ -218,7 +219,7 @@ function showNow(status) {
   field("mean_batch", mean(now.mean_batch));
   field("batches_per_second", rate(now.batches_per_second));
   field("round_trips_saved_per_second", rate(now.round_trips_saved_per_second));
-  field("saved_share", totals.commands ? `${tenths.format((100 * totals.round_trips_saved) / totals.commands)} %` : NONE);
+  field("saved_share", totals.commands ? `${tenths.format((100 * totals.round_trips_saved) / totals.commands)} %` : "nothing");
   for (const name of ["round_trip_p50_us", "round_trip_p99_us", "queue_wait_p50_us", "queue_wait_p99_us"]) {
     field(name, duration(now[name]));
   }
@@ -313,9 +314,8 @@ function showRest(status) {
 const charts = [...document.querySelectorAll("[data-chart]")].map((figure) => new Chart(figure));
 
 function show(status) {
-  const worst = ["error", "warning"].find((level) => status.wrong.some((item) => item.level === level));
-  const wrongWhileServing = status.state === "serving" && worst;
-  showState(wrongWhileServing || LEVELS[status.state], wrongWhileServing === "error" ? "serving, with trouble" : status.state);
+  const trouble = status.state === "serving" && status.wrong.some((item) => item.level === "error");
+  showState(trouble ? "error" : LEVELS[status.state], trouble ? "serving, with trouble" : status.state);
   const idle = status.state === "serving" && status.totals.commands === 0;
   const hint = { level: "notice", text: `No command yet. Point an application at ${status.listen.join(" or ")}.` };
   showWrong(idle ? [...status.wrong, hint] : status.wrong);
