@@ -60,4 +60,7 @@ The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `memory
 connections), `passwords.py`, `watched.py` (files that change), `upstream.py` (a lane's connection, and its next),
 `bytestream.py` and `pin.py`, `server.py` (the tree of tasks, signals, drain), `faults.py` (our own, said and counted),
 `__main__.py` and `config.py`, `embedded.py`.
+
+For whoever looks at it: `page/` (the status page), `top.py` (the same in a terminal), `wrong.py` (what both say is
+wrong).
 """
