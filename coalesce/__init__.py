@@ -61,4 +61,7 @@ connections), `passwords.py`, `watched.py` (files that change), `upstream.py` (a
 `bytestream.py` and `pin.py`, `server.py` (the tree of tasks, signals, drain), `faults.py` (our own, said and counted),
 `__main__.py`, `command_line.py`, `options.py` (every setting, declared once), `config_file.py` and `config.py`,
 `build.py`, `embedded.py`, `check.py` and `ask.py` (the other commands).
+
+For whoever looks at it: `admin.py` (HTTP), `figures.py` (what can be read of a server), `metrics.py`, `status.py`,
+`page/` (the status page), `top.py` (the same in a terminal), `wrong.py` (what both say is wrong).
 """

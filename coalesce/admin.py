@@ -23,6 +23,7 @@ from hypercorn.trio import serve
 
 from coalesce.metrics import Metrics
 from coalesce.status import EVERY, Status
+from coalesce.page import HEADERS, page
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -114,6 +115,8 @@ class Admin:
             "/status": ("GET", self._say_status),
             "/quitquitquit": ("POST", self._quit),
         }
+        self._page = page()
+        self._routes |= dict.fromkeys(self._page, ("GET", self._file))
 
     async def sample(self) -> None:
         """Keeps the history of /status, until cancelled."""
@@ -149,6 +152,11 @@ class Admin:
         if method == "POST" and (why_not := _why_not(request)):
             return _said(403, why_not)
         return await respond(request)
+
+    async def _file(self, request: Request) -> Answer:
+        """The page's own three, and nothing else of any directory."""
+        file = self._page[request.path]
+        return Answer(200, file.body, file.content_type, HEADERS)
 
     async def _startup(self, request: Request) -> Answer:
         del request

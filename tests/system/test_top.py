@@ -1,0 +1,201 @@
+"""`coalesce top`, as a program: in a pipe, and in a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .processes import DEADLINE, ROOT, environment, eventually, free_port
+from .said import Admin, at_work, in_trouble, nothing_yet, running_admin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOP = [sys.executable, "-c", "from coalesce.top import command; command()"]
+
+
+@pytest.fixture
+def admin() -> Iterator[Admin]:
+    with running_admin() as admin:
+        yield admin
+
+
+def once(*arguments: str, columns: int = 120, **more: str) -> tuple[int, str, str]:
+    """Exit code, what it printed, and what it complained of."""
+    ended = subprocess.run(
+        [*TOP, *arguments],
+        cwd=ROOT,
+        env=environment(COLUMNS=str(columns), **more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+def lines(printed: str) -> list[str]:
+    """Without the charts, and with one blank between words."""
+    return [re.sub(r"[▁-█]+|\s+", " ", line).strip() for line in printed.splitlines()]
+
+
+def test_one_frame_in_a_pipe(admin: Admin) -> None:
+    code, printed, complaint = once("--once", "--admin", admin.address)
+    assert (code, complaint) == (0, "")
+    shown = lines(printed)
+    assert shown[0].startswith("coalesce 0.1.0 serving up 2 s 127.0.0.1:6380 → redis.internal:6379 (redis 7.0.15)")
+    for line in (
+        "commands a second 98,356 1,284,512,345 since the start",
+        "commands in a batch 32.2 3,052 batches a second",
+        "round trips saved a second 95,304 97.0% since the start",
+        "upstream round trip 412 µs p99 1.24 ms",
+        "queue wait 38 µs p99 2.1 s",
+        "clients 242 of 10,000 231 shared, 9 leased, 2 pinned; 11.8 MiB",
+        "lanes 2 2 ready",
+        "leases 11 of 1,000 9 lent, 2 pinned, 4 idle",
+        "u0 ready no user, db 0, RESP3 231 3 41 32.2 412 µs 8,412,345",
+        "u1 (large) ready orders, db 3, RESP3 231 3 41 32.2 18.2 ms 1,204",
+    ):
+        assert line in shown
+    assert "\x1b" not in printed  # no colours where nobody sees them
+
+
+def test_the_charts_are_the_history(admin: Admin) -> None:
+    samples = admin.says["history"]["samples"] = admin.says["history"]["samples"][:4]
+    for sample, value in zip(samples, (0.0, None, 50.0, 100.0), strict=True):
+        sample[1] = value
+    code, printed, _ = once("--once", "--admin", admin.address)
+    assert code == 0
+    (batch,) = (line for line in printed.splitlines() if line.startswith("commands in a batch"))
+    assert re.findall(r"[▁-█][▁-█ ]*[▁-█]", batch) == ["▁ ▅█"]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_figures_are_never_cut(admin: Admin, columns: int) -> None:
+    _, printed, _ = once("--once", "--admin", admin.address, columns=columns)
+    assert "98,356" in printed
+    assert all(len(line) <= columns for line in printed.splitlines())
+    if columns >= 80:
+        assert re.search(r"\b8,412,345\s*$", printed, re.MULTILINE)
+
+
+def test_what_is_wrong_is_said_and_obeyed_by_no_terminal(admin: Admin) -> None:
+    admin.says = in_trouble()
+    _, printed, _ = once("--once", "--admin", admin.address, columns=400)
+    assert "serving, with trouble" in printed
+    assert "2 lanes have no connection to the upstream (1,204 requests waiting): Connection refused" in printed
+    assert "<img src=x onerror=alert(1)>?[31mWWW" in printed
+    assert "\x1b" not in printed
+
+
+def test_before_the_first_command(admin: Admin) -> None:
+    admin.says = nothing_yet()
+    code, printed, _ = once("--once", "--admin", admin.address)
+    assert code == 0
+    assert "No lane yet" in printed
+    assert "None" not in printed
+
+
+def test_no_answer_is_exit_code_1() -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    assert once("--once", COALESCE_ADMIN=nobody) == (1, "", f"coalesce: no answer from {nobody}: Connection refused\n")
+
+
+def test_off_is_nobody_to_ask() -> None:
+    code, _, complaint = once("--once", "--admin", "off")
+    assert code == 2
+    assert "the admin is off" in complaint
+
+
+class Terminal:
+    """A program in a terminal of 120 by 40."""
+
+    def __init__(self, *command: str) -> None:
+        self.ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        self.theirs = theirs
+        self.before = termios.tcgetattr(theirs)
+        self.shown = ""
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(TERM="xterm-256color"),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            # The terminal's Control-C goes to whoever it is the terminal of.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 (before any thread of the child's)
+        )
+
+    def shows(self, what: str) -> None:
+        """TimeoutError if it does not."""
+        eventually(lambda: self._read() and what in self.shown)
+
+    def press(self, keys: bytes) -> None:
+        os.write(self.ours, keys)
+
+    def ended(self) -> int:
+        """Its exit code; everything it wrote is in `shown`."""
+        eventually(lambda: self._read() and self.process.poll() is not None)
+        self._read()
+        return self.process.returncode
+
+    def _read(self) -> bool:
+        while select.select([self.ours], [], [], 0)[0]:
+            self.shown += os.read(self.ours, 1 << 16).decode("utf-8", "replace")
+        return True
+
+
+@contextlib.contextmanager
+def terminal(*command: str) -> Iterator[Terminal]:
+    opened = Terminal(*command)
+    try:
+        yield opened
+    finally:
+        if opened.process.poll() is None:
+            opened.process.send_signal(signal.SIGKILL)
+        opened.process.wait(DEADLINE)
+        os.close(opened.ours)
+        os.close(opened.theirs)
+
+
+@pytest.mark.parametrize("keys", [b"q", b"\x03"], ids=["q", "Control-C"])
+def test_it_ends_by_a_key_and_leaves_the_terminal_as_it_was(admin: Admin, keys: bytes) -> None:
+    with terminal(*TOP, "--admin", admin.address) as opened:
+        opened.shows("98,356")
+        admin.says["now"]["commands_per_second"] = 7.25
+        opened.shows("7.2")
+        opened.press(b"x\x1b[A")  # no other key does anything
+        admin.says["now"]["commands_per_second"] = 1234.0
+        opened.shows("1,234")
+        opened.press(keys)
+        assert opened.ended() == 0
+        assert opened.shown.rstrip().endswith(("\x1b[?25h", "\x1b[?1049l"))  # the cursor, and what was there before
+        assert "Traceback" not in opened.shown
+        assert termios.tcgetattr(opened.theirs) == opened.before
+
+
+def test_it_says_when_there_is_no_answer_and_goes_on(admin: Admin) -> None:
+    with terminal(*TOP, "--admin", admin.address) as opened:
+        opened.shows("98,356")
+        admin.end()
+        opened.shows(f"coalesce: no answer from {admin.address}: Connection refused. What is below is")
+        with running_admin(admin.port) as again:
+            again.says = at_work() | {"state": "paused"}
+            opened.shows("Paused: new commands wait until POST /resume.")
+            opened.press(b"q")
+            assert opened.ended() == 0
