@@ -9,9 +9,10 @@ from collections import deque
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coalesce.core.histogram import quantile
+from coalesce.wrong import what_is_wrong
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +70,7 @@ class Status:
         figures = self._look()
         upstream = figures.upstream
         user = upstream.username
-        said = {
+        said: dict[str, Any] = {
             "coalesce": {
                 "version": version("coalesce"),
                 "commit": None,
@@ -107,6 +108,7 @@ class Status:
             },
             "settings": figures.settings,
         }  # fmt: skip
+        said["wrong"] = what_is_wrong(said)
         return json.dumps(said).encode() + b"\n"
 
 

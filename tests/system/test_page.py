@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,12 @@ from coalesce.wrong import what_is_wrong
 from .browser import CHROMIUM, Tab, tab
 from .processes import Coalesce, RedisServer, eventually, running_coalesce
 from .said import COLUMNS, Admin, at_work, in_trouble, nothing_yet, running_admin
+from .test_top import once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+NONE = "–"  # noqa: RUF001 (as it is shown)
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 
@@ -189,7 +193,7 @@ def test_before_the_first_command(browser: Tab, admin: Admin) -> None:
     shown(browser, admin, nothing_yet())
     assert text(browser, "#wrong") == "No command yet. Point an application at 127.0.0.1:6380."
     assert field(browser, "commands_per_second") == "0"
-    assert field(browser, "mean_batch") == field(browser, "round_trip_p50_us") == "–"  # noqa: RUF001 (as it is shown)
+    assert field(browser, "mean_batch") == field(browser, "round_trip_p50_us") == NONE
     assert not browser.run("document.querySelector('#lanes').checkVisibility()")
     assert "None yet" in text(browser, "main")
     assert re.findall(r"NaN|undefined|null|Infinity", text(browser, "body")) == []
@@ -284,6 +288,40 @@ def test_the_admin_serves_the_page_and_no_other_file(fresh_upstream: RedisServer
             assert body
         for path in ("/index.html", "/page/", "/__init__.py", "/../admin.py", "/page.js/../../admin.py"):
             assert get(port, path)[0] == 404, path
+
+
+@needs_chromium
+def test_a_real_one_at_work(browser: Tab, fresh_upstream: RedisServer) -> None:
+    flags = ("--admin", "127.0.0.1:0", "--upstream-wait", "0.2")
+    with running_coalesce(fresh_upstream.url, *flags) as coalesce, coalesce.connect() as wire:
+        port = admin_port(coalesce)
+        browser.open(f"http://127.0.0.1:{port}/")
+        eventually(lambda: text(browser, "#state") == "serving")
+
+        def rate() -> str:
+            assert wire.ask("SET", "k", "v") == b"+OK\r\n"
+            return field(browser, "commands_per_second")
+
+        eventually(lambda: rate() not in ("0", NONE))
+        eventually(lambda: field(browser, "round_trip_p50_us") != NONE and wire.ask("PING"))
+
+        says = json.loads(get(port, "/status")[2])
+        sent = says["totals"]["commands"]
+        eventually(lambda: field(browser, "totals.commands") == f"{sent:,}")
+        assert field(browser, "clients.all") == field(browser, "clients.shared") == "1"
+        (lane,) = rows(browser)
+        assert lane[:4] == ["u0", "ready", "default, database 0, RESP2", "1"]
+        assert lane[-1] == f"{says['lanes'][0]['commands']:,}"
+        assert points(browser, "commands_per_second")
+
+        code, printed, complaint = once("--once", "--admin", f"127.0.0.1:{port}")
+        assert (code, complaint) == (0, "")
+        assert f"{sent:,} since the start" in printed
+
+        fresh_upstream.kill()
+        eventually(lambda: wire.ask("PING").startswith(b"-ERR coalesce: upstream unavailable"))
+        eventually(lambda: text(browser, "#state") == "serving, with trouble")
+        assert "no connection to the upstream" in text(browser, "#wrong")
 
 
 def admin_port(coalesce: Coalesce) -> int:
