@@ -147,6 +147,8 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
 @_option("--tls-cert", _FILE, "Certificate of the TCP listeners, which then speak TLS; unix sockets stay plain.")
 @_option("--tls-key", _FILE, "Its key.")
 @_option("--tls-client-ca", _FILE, "Authorities of clients' certificates, which then are required.")
+@_option("--log-format", click.Choice(["human", "json"]), "Lines of the log for people, or an object each.")
+@_option("--log-level", click.Choice(["debug", "info", "warning", "error"]), "What the log leaves out is below it.")
 @click.version_option(version("coalesce"), prog_name="coalesce", allow_from_autoenv=False)
 def command(upstream: Upstream | str, listen: tuple[Address, ...], **more: object) -> None:
     """A transparent pipelining proxy for Redis and Valkey.
@@ -160,7 +162,8 @@ def command(upstream: Upstream | str, listen: tuple[Address, ...], **more: objec
     _look_at_the_command_line(click.get_current_context(), upstream)
     if problem := contradiction(upstream if isinstance(upstream, Upstream) else None, settings):
         raise click.UsageError(problem)
-    with logging_to_stderr():
+    form = str(settings["log_format"])
+    with logging_to_stderr(str(settings["log_level"]).upper(), form):
         try:
             summary = trio.run(_run, upstream, settings)
         except (StartError, EmbeddedError) as problem:
@@ -171,7 +174,9 @@ def command(upstream: Upstream | str, listen: tuple[Address, ...], **more: objec
         else:
             log.info("%s", summary)
             trouble = ""
-    if trouble:
+        if trouble and form == "json":
+            log.error("%s", trouble)
+    if trouble and form != "json":
         click.echo(f"coalesce: {trouble}", err=True)
     sys.exit(0 if not trouble and summary.clean else 1)
 

@@ -239,6 +239,9 @@ class Config:
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_client_ca: str | None = None
+    # Lines for people, or `json` for machines; and from which level on.
+    log_format: str = "human"
+    log_level: str = "info"
 
 
 def contradiction(upstream: Upstream | None, settings: Mapping[str, object]) -> str | None:

@@ -3,6 +3,9 @@
 A container's log is a pipe. When its reader stands still, a line written from the only thread there is would stop
 every client.
 
+For people a line is a time, a level and a message; for machines (`--log-format json`) one JSON object, with the ids of
+both ends, a client's and a lane's, in fields of their own. Whoever says something gives these as `extra=`.
+
 Exceptions are logged without their texts: `KeyError(arguments)` would say what a client sent, `ValueError` what could
 not be read, and nobody can know of all libraries what theirs repeat. Their types and the places they came by are enough
 to find a fault; the words for an error number of the system are added.
@@ -19,7 +22,7 @@ import threading
 import traceback
 from contextlib import contextmanager, suppress
 from copy import copy
-from logging.handlers import QueueHandler, QueueListener
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 _WAITING = 1000
 # Seconds that the last lines may take at the end.
 _LAST_LINES = 1.0
+# What would begin another line, or tell a terminal to do something.
+_CONTROLS = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160), 0x2028, 0x2029]}
 
 
 def traceback_without_texts(problem: BaseException) -> str:
@@ -78,80 +83,123 @@ def hide_texts_of_exceptions() -> None:
     sys.unraisablehook = lambda told: say("a fault in coalesce that nobody could be told of", told.exc_value)
 
 
-class _WithoutTexts(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        record = copy(record)
-        record.exc_text = None  # as another formatter wrote it
-        return super().format(record)
+class _Human(logging.Formatter):
+    """A line an event; a traceback has more."""
 
-    def formatException(  # noqa: N802 (logging's name)
-        self,
-        ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None],
-    ) -> str:
-        return "" if ei[1] is None else traceback_without_texts(ei[1])
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        return super().formatMessage(record).translate(_CONTROLS)
 
 
-class _StandardError:
-    """Without a buffer, whose lock a thread that waits would hold when the process ends."""
+def _json_formatter() -> logging.Formatter:
+    """An object a line, and nothing else."""
+    from pythonjsonlogger.json import JsonFormatter  # noqa: PLC0415 (time and memory, for those who want it)
 
-    def write(self, text: str) -> None:
-        os.write(2, text.encode("utf-8", "backslashreplace"))
+    class Json(JsonFormatter):
+        def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 (logging's name)
+            del datefmt
+            return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
-    def flush(self) -> None:
-        """There is nothing to flush."""
+    names = {"asctime": "time", "levelname": "level", "exc_info": "traceback"}
+    reserved = ["exc_info", "exc_text", *vars(logging.makeLogRecord({}))]
+    return Json(["asctime", "levelname", "message"], rename_fields=names, reserved_attrs=[*reserved, "taskName"])
+
+
+FORMATS = {"human": _Human, "json": _json_formatter}
+# Of the log that is open.
+_formatter: logging.Formatter | None = None
+
+
+def _write(text: str) -> None:
+    """Without a buffer, whose lock a thread that waits would hold when the process ends. Raises OSError."""
+    data = memoryview(text.encode("utf-8", "backslashreplace"))
+    while data:
+        data = data[os.write(2, data) :]
 
 
 def _say(what: str, problem: BaseException | None) -> None:
     """Past the log. Where standard error is gone, so is this: raising would have Python print the exception itself."""
-    text = "" if problem is None else f"{traceback_without_texts(problem)}\n"
+    text = f"{what}\n"
+    if problem is not None:
+        text += f"{traceback_without_texts(problem)}\n"
+    with suppress(Exception):
+        if _formatter is not None and not isinstance(_formatter, _Human):
+            record = logging.LogRecord("coalesce", logging.ERROR, "", 0, what, None, None)
+            record.exc_text = None if problem is None else traceback_without_texts(problem)
+            text = f"{_formatter.format(record)}\n"
     with suppress(OSError):
-        _StandardError().write(f"{what}\n{text}")
+        _write(text)
 
 
-class _DroppingHandler(QueueHandler):
-    """Never waits."""
+class Log(logging.Handler):
+    """Takes the lines of the process, and never waits: what nobody reads is dropped."""
 
-    def __init__(self, lines: queue.Queue[logging.LogRecord]) -> None:
-        super().__init__(lines)
-        self.setFormatter(_WithoutTexts())  # here, not by the writer: `prepare` leaves it no exception
-        self._lines = lines
-        self._dropped = 0
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.dropped = 0  # lines, until now
+        self._said_dropped = 0  # ... of them, those that a line has told of
+        self._form = formatter
+        self._lines: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, daemon=True, name="log")
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        if self._dropped and self._lines.qsize() < _WAITING // 2:
-            dropped, self._dropped = self._dropped, 0
-            logging.getLogger("coalesce").warning("%d lines of this log were dropped: nobody read it", dropped)
+    def start(self) -> None:
+        self._writer.start()
+
+    def stop(self) -> None:
+        """Writes what there is, as far as it is read."""
+        self._lines.put(None)
+        self._writer.join(_LAST_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._lines.put_nowait(record)
-        except queue.Full:
-            self._dropped += 1
+            line = _frozen(record)
+        except Exception as problem:  # noqa: BLE001 (whatever its arguments raise; logging's own handling prints them)
+            _say(f"a line of the log could not be made ({record.filename}:{record.lineno})", problem)
+            return
+        waiting = self._lines.qsize()
+        if waiting >= _WAITING:
+            self.dropped += 1
+            return
+        if self.dropped > self._said_dropped and waiting < _WAITING // 2:
+            dropped, self._said_dropped = self.dropped - self._said_dropped, self.dropped
+            logging.getLogger("coalesce").warning("%d lines of this log were dropped: nobody read it", dropped)
+        self._lines.put(line)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """A line that can't be made. Its own handling would print the arguments."""
-        _say(f"a line of the log could not be made ({record.filename}:{record.lineno})", sys.exception())
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                _write(f"{self._form.format(line)}\n")
+            except OSError:
+                pass  # standard error is gone
+            except Exception as problem:  # noqa: BLE001 (of a line that can't be made)
+                _say(f"a line of the log could not be made ({line.filename}:{line.lineno})", problem)
+
+
+def _frozen(record: logging.LogRecord) -> logging.LogRecord:
+    """The record with its message made, and its exception told without texts: as it is now, for another thread."""
+    record = copy(record)
+    record.msg = record.message = record.getMessage()
+    record.args = None
+    problem = record.exc_info[1] if record.exc_info else None
+    record.exc_text = None if problem is None else traceback_without_texts(problem)
+    record.exc_info = None
+    return record
 
 
 @contextmanager
-def logging_to_stderr(level: int = logging.INFO) -> Iterator[None]:
-    """Within it, the log of the process goes to standard error."""
-    lines: queue.Queue[logging.LogRecord] = queue.Queue(_WAITING)
-    writer = logging.StreamHandler(_StandardError())
-    writer.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    listener = QueueListener(lines, writer)
-    handler = _DroppingHandler(lines)
+def logging_to_stderr(level: int | str = logging.INFO, form: str = "human") -> Iterator[Log]:
+    """Within it, the log of the process goes to standard error, in one of FORMATS."""
+    global _formatter  # noqa: PLW0603 (as there is one standard error; for what is said past the log)
+    _formatter = FORMATS[form]()
+    log = Log(_formatter)
     root = logging.getLogger()
-    root.addHandler(handler)
+    root.addHandler(log)
     root.setLevel(level)
-    listener.start()
+    log.start()
     try:
-        yield
+        yield log
     finally:
-        root.removeHandler(handler)
-        last = threading.Thread(target=_stop, args=(listener,), daemon=True)
-        last.start()
-        last.join(_LAST_LINES)
-
-
-def _stop(listener: QueueListener) -> None:
-    with suppress(queue.Full):  # nobody reads it
-        listener.stop()
+        root.removeHandler(log)
+        log.stop()
