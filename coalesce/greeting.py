@@ -23,7 +23,6 @@ import ssl
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from coalesce.config import TcpAddress
 from coalesce.core.containment import contained
 from coalesce.poller import READABLE, WRITABLE
 from coalesce.tls import tls_reason, wrap
@@ -61,7 +60,7 @@ class Greetings:
     """
 
     def __init__(
-        self, certificates: Certificates, poller: Poller, done: Callable[[socket.socket], None], timeout: float
+        self, certificates: Certificates, poller: Poller, done: Callable[[TlsSocket], None], timeout: float
     ) -> None:
         self.timeout = timeout
         self.poller = poller
@@ -76,9 +75,10 @@ class Greetings:
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def begin(self, sock: socket.socket) -> None:
+    def begin(self, sock: socket.socket, origin: str = "") -> None:
         """Owns the socket from here on. Raises OSError, and has closed it then."""
         wrapped = wrap(self._certificates.latest(), sock)
+        wrapped.origin = origin
         try:
             greeting = Greeting(self, wrapped)
         except BaseException:
@@ -220,15 +220,16 @@ class Greeting:
     def fail(self, fault: Exception) -> None:
         """A fault of ours while it was served."""
         faults = self._greetings.poller.faults
-        faults.say(str(self), fault, "it is given up")
-        with faults.contained(str(self), "while it was given up"):
+        faults.say(self, fault, "it is given up")
+        with faults.contained(self, "while it was given up"):
             self._greetings.close(self)
 
     def __str__(self) -> str:
-        try:
-            return f"TLS handshake with {TcpAddress(*self.sock.getpeername()[:2])}"
-        except OSError:
-            return "TLS handshake with somebody who has left"
+        return f"TLS handshake with {self.sock.origin}"
+
+    @property
+    def ids(self) -> dict[str, str]:
+        return {"address": self.sock.origin}
 
     def _watch(self, flags: int) -> None:
         if flags != self._flags:

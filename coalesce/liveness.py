@@ -162,7 +162,7 @@ async def watch(
                     connection.lose(why)
         for pin in list(pins):
             if pin.pulse.silent_for(now) > silence:
-                log.warning("%s is closed: %s", pin.name, why)
+                log.warning("%s is closed: %s", pin, why, extra=pin.ids)
                 pin.give_up()
         now = perf_counter()
         exchange.keep_alive(now, silence)

@@ -36,7 +36,7 @@ from coalesce.downstream import Clients, close_listener, is_loopback, is_of_this
 from coalesce.liveness import watch, watch_clients
 from coalesce.memory import Memory
 from coalesce.passwords import ClientPasswords, PasswordFileError
-from coalesce.pin import Pin
+from coalesce.pin import Pin, Pinned
 from coalesce.poller import Poller
 from coalesce.tls import CertificateError, listener_certificates
 from coalesce.upstream import Connection, Keeper
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from coalesce.config import Address, Config
+    from coalesce.faults import Told
 
 log = logging.getLogger("coalesce")
 
@@ -284,9 +285,8 @@ class Server:
                 return
 
     def _fail(self, lane: Lane, fault: Exception) -> None:
-        whose = f"lane u{lane.number}"
-        self.faults.say(whose, fault, "the connection is closed")
-        with self.faults.contained(whose, "while the connection was closed"):
+        self.faults.say(lane, fault, "the connection is closed")
+        with self.faults.contained(lane, "while the connection was closed"):
             if lane.link is not None:
                 self._exchange.lose(lane)
             elif lane.exclusive and lane.state is not LaneState.CLOSED:
@@ -294,7 +294,7 @@ class Server:
         self._exchange.flush(perf_counter())
 
     def _say_fault(self, lane: Lane, fault: Exception) -> None:
-        self.faults.say(f"lane u{lane.number}", fault, "who waits for it is closed")
+        self.faults.say(lane, fault, "who waits for it is closed")
 
     async def _for_ever(self, task: Callable[[], Awaitable[None]]) -> None:
         """A task that serves everybody, and begins anew after a fault of ours."""
@@ -312,19 +312,19 @@ class Server:
     async def _watch_clients(self) -> None:
         await watch_clients(self._clients, self._pins, self._config.client_silence)
 
-    def _start_pin(self, client: str, sock: socket.socket, unsent: bytes, lane: Lane, pending: bytes) -> None:
+    def _start_pin(self, client: Told, sock: socket.socket, unsent: bytes, lane: Lane, pending: bytes) -> None:
         """Owns the client and the lane's connection from here on; must not raise: no session speaks for them."""
         assert self._nursery is not None
         assert isinstance(lane.link, Connection)
         self._clients.pinned += 1
-        name = f"{client}, pinned to u{lane.number}"
-        with self.faults.contained(name, "the client is closed"), ExitStack() as undo:
+        pinned = Pinned(client, lane)
+        with self.faults.contained(pinned, "the client is closed"), ExitStack() as undo:
             undo.callback(self._unpin)
             undo.callback(self.poller.close_removed, sock)
             undo.callback(lane.link.discard)
             upstream, rest = lane.link.release()
             undo.callback(self.poller.close_removed, upstream)
-            pin = Pin(name, sock, unsent, upstream, rest + pending, self._memory)
+            pin = Pin(pinned, sock, unsent, upstream, rest + pending, self._memory)
             undo.callback(pin.close)
             if self._draining:
                 pin.drain()
@@ -338,7 +338,7 @@ class Server:
             with self.poller.others_in_a_hurry():
                 await pin.run()
         except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
-            self.faults.say(pin.name, fault, "the client is closed")
+            self.faults.say(pin, fault, "the client is closed")
         finally:
             self._pins.discard(pin)
             self._unpin()

@@ -39,6 +39,8 @@ class TlsSocket(ssl.SSLSocket):
     already, and records may have been made of others. More may follow them.
     """
 
+    origin = ""  # where an accepted one comes from, for the log
+
     def recv(self, buflen: int = _RECORD, flags: int = 0) -> bytes:
         try:
             return super().recv(max(buflen, _RECORD), flags)

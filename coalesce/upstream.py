@@ -102,7 +102,8 @@ class Connection:
             try:
                 self._exchange.replies(self._lane, data, perf_counter())
             except UpstreamError as problem:
-                log.warning("lane u%d: %s: the connection can't be trusted any more", self._lane.number, problem)
+                lane = self._lane
+                log.warning("%s: %s: the connection can't be trusted any more", lane, problem, extra=lane.ids)
                 self.lose(str(problem))
                 return
             if self._lane.turned_away or self._held:
@@ -113,9 +114,9 @@ class Connection:
 
     def fail(self, fault: Exception) -> None:
         """A fault of ours while this lane was served: its connection can't be trusted any more."""
-        faults, whose = self._poller.faults, f"lane u{self._lane.number}"
-        faults.say(whose, fault, "the connection is closed")
-        with faults.contained(whose, "while the connection was closed"):
+        faults = self._poller.faults
+        faults.say(self._lane, fault, "the connection is closed")
+        with faults.contained(self._lane, "while the connection was closed"):
             self.lose("a fault in coalesce")
 
     def _send_rest(self) -> None:
@@ -176,7 +177,7 @@ class Connection:
         """Says why the connection was lost."""
         if self.why:
             level = logging.DEBUG if self._lane.exclusive else logging.WARNING  # there may be a thousand leases
-            log.log(level, "lane u%d: connection lost: %s", self._lane.number, self.why)
+            log.log(level, "%s: connection lost: %s", self._lane, self.why, extra=self._lane.ids)
 
     def release(self) -> tuple[socket.socket, bytes]:
         """Hands the socket on, and what it did not take yet. The lane is over."""
@@ -231,7 +232,7 @@ class Keeper:
                     await self._go_without(lane, refusal.reply, refusals)
                     why = "refused"
                 elif not self._exchange.is_base(lane):
-                    log.debug("lane u%d: refused", lane.number)  # the reply may repeat the password
+                    log.debug("%s: refused", lane, extra=lane.ids)  # the reply may repeat the password
                     self._exchange.refuse(lane, refusal.reply)
                     self._homes.unpark_all()
                     self._exchange.flush(perf_counter())
@@ -466,7 +467,7 @@ class Keeper:
             dialled.sock.close()
             raise
         if not connection.lost.is_set():
-            log.info("lane u%d: the upstream turned requests away; going on with a new connection", lane.number)
+            log.info("%s: the upstream turned requests away; going on with a new connection", lane, extra=lane.ids)
             connection.end()
         return dialled
 

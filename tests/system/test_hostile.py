@@ -301,7 +301,7 @@ def test_a_storm(server, calm, kind):
 
 def closed_for_memory(coalesce: Coalesce) -> list[tuple[int, int]]:
     """Number and bytes of each client that was closed for holding most."""
-    found = re.findall(r"client c(\d+)(?:, pinned to u\d+)? is closed: it held (\d+) bytes", coalesce.stderr)
+    found = re.findall(r"client c(\d+) \(.*?\)(?:, pinned to u\d+)? is closed: it held (\d+) bytes", coalesce.stderr)
     return [(int(number), int(held)) for number, held in found]
 
 
