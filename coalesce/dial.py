@@ -22,7 +22,7 @@ from coalesce.core.lane import ROLE_PRIMARY, ROLE_REPLICA
 from coalesce.core.resp import CRLF, pack, reply_end
 from coalesce.liveness import keep_alive, repeat_often
 from coalesce.passwords import PasswordFileError, read_password
-from coalesce.tls import server_name, tls_reason, upstream_certificates, wrap
+from coalesce.tls import NO_TLS, server_name, tls_reason, upstream_certificates, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +77,15 @@ class Dialled(NamedTuple):
     bulk_limit: int | None  # bytes; None: not asked, or it does not say
     primary: bool  # it says that it is one
     replica: bool  # the same
+
+
+class _Stage:
+    """How far an attempt has come: what it means if there is no answer."""
+
+    __slots__ = ("no_answer",)
+
+    def __init__(self) -> None:
+        self.no_answer = "no answer to the attempt to connect"
 
 
 class Dialler:
@@ -144,9 +153,10 @@ class Dialler:
 
     async def _dial(self, identity: Identity, name: bytes, *, ask: bool, ends: float) -> Dialled:
         for again in (True, False):
+            stage = _Stage()
             try:
                 with trio.fail_at(ends):
-                    return await self._attempt(identity, name, ask=ask)
+                    return await self._attempt(identity, name, stage, ask=ask)
             except trio.TooSlowError:
                 now = trio.current_time()
                 if now < ends + _OURSELVES_LATE or not again:
@@ -154,7 +164,7 @@ class Dialler:
                 ends = now + self._timeout
             except (OSError, UpstreamError) as problem:
                 raise DialError(_reason(problem)) from problem
-        raise NoAnswerError("no answer to the attempt to connect")
+        raise NoAnswerError(stage.no_answer)
 
     async def dial_patiently(self, identity: Identity, name: bytes) -> Dialled:
         """Dials until it works, or for as long as requests may wait. Raises Refused at once, and DialError then."""
@@ -210,7 +220,7 @@ class Dialler:
             self._say_turns_from = ends + _SAY_EVERY
         raise DialError(why)
 
-    async def _attempt(self, identity: Identity, name: bytes, *, ask: bool) -> Dialled:
+    async def _attempt(self, identity: Identity, name: bytes, stage: _Stage, *, ask: bool) -> Dialled:
         if identity.password is not None and self._spares:
             stream, _ = self._spares.pop()
             try:
@@ -218,12 +228,15 @@ class Dialler:
             except OSError as problem:
                 log.debug("a spare connection was of no use: %s", problem)
         own = self._own_password() if identity.password is None else None
-        return await self._become(await self._connect(), identity, name, own, ask=ask)
+        return await self._become(await self._connect(stage), identity, name, own, ask=ask)
 
-    async def _connect(self) -> ByteStream:
+    async def _connect(self, stage: _Stage) -> ByteStream:
         sock = await _connect(self._address)
+        stage.no_answer = "connected, but no answer to a request"
         if self._certificates is not None:
+            stage.no_answer = "no answer to the TLS handshake: does it speak TLS, which rediss:// asks for?"
             sock = await _start_tls(sock, self._certificates.latest(), self._server_name)
+            stage.no_answer = "connected, but no answer to a request"
         return ByteStream(sock)
 
     def _own_password(self) -> bytes | None:
@@ -427,6 +440,8 @@ async def _read_replies(stream: ByteStream, count: int) -> list[bytes]:
             last = f": {told(replies[-1])}" if replies and replies[-1].startswith(b"-") else ""
             raise ConnectionError(f"hung up in the handshake{last}")
         data += chunk
+        if data.startswith(_TLS_ALERT):
+            raise UpstreamError("it speaks TLS: its URL has to begin with rediss://")
         while len(replies) < count and position < len(data) and (end := reply_end(data, position)) >= 0:
             replies.append(data[position:end])
             position = end
@@ -435,6 +450,8 @@ async def _read_replies(stream: ByteStream, count: int) -> list[bytes]:
     return replies
 
 
+# What TLS says to a request that is none: a record of this type, of any version.
+_TLS_ALERT = b"\x15\x03"
 # What an upstream says that could soon say something else. (A client that connected now would be told the same, and
 # would try again.)
 _FULL = b"-ERR max number of clients reached"
@@ -464,7 +481,8 @@ def _reason(problem: Exception) -> str:
     elif isinstance(cause, OSError):
         problem = cause
     if isinstance(problem, ssl.SSLError):
-        return tls_reason(problem)
+        reason = tls_reason(problem)
+        return f"{reason}, which rediss:// asks for" if reason == NO_TLS else reason
     if isinstance(problem, OSError) and problem.errno is not None and not isinstance(problem, socket.gaierror):
         return os.strerror(problem.errno)
     return (problem.strerror if isinstance(problem, OSError) else None) or str(problem) or repr(problem)

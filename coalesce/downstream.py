@@ -465,6 +465,8 @@ class Clients:
         sock.setblocking(False)
         greetings = None if sock.family == socket.AF_UNIX else self._greetings
         if len(self._shared) + len(self._greetings or ()) + self.pinned >= self._max_clients:
+            what = "a client (%s) is refused: there are %d already (--max-clients)"
+            log.warning(what, origin, self._max_clients, extra={"address": origin})
             if greetings is None:  # else it could not read it; Redis says nothing either
                 with suppress(OSError):
                     sock.send(MAX_CLIENTS)

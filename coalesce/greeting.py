@@ -38,9 +38,6 @@ log = logging.getLogger("coalesce")
 # Steps of handshakes in a round of the poller; one that signs with RSA takes 0.7 ms. Without this limit a PING took up
 # to 187 ms while 300 others connected.
 _STEPS = 4
-# Seconds between two lines about handshakes that failed: a port scanner must not fill the log, and an operator has to
-# see that clients have the wrong certificate.
-_SAY_EVERY = 60.0
 # Of TLS: bytes before the content of a record, and of a message's type and length within it; content types; bytes of a
 # record at the most.
 _RECORD_HEADER = 5
@@ -67,8 +64,6 @@ class Greetings:
         self._certificates = certificates
         self._done = done
         self._under_way: dict[Greeting, None] = {}  # the oldest first
-        self._failures = 0  # since the last line about them
-        self._say_from = 0.0
         self._round = 0
         self._steps = 0  # in that round
 
@@ -121,13 +116,8 @@ class Greetings:
         self._done(greeting.sock)
 
     def failed(self, greeting: Greeting, why: str) -> None:
-        """Closes it, and says so if nothing has been said for a while."""
-        self._failures += 1
-        now = monotonic()
-        if now >= self._say_from:
-            log.warning("TLS handshakes of clients that failed: %d, the last one: %s", self._failures, why)
-            self._say_from = now + _SAY_EVERY
-            self._failures = 0
+        """Closes it, and says why."""
+        log.warning("%s failed: %s", greeting, why, extra=greeting.ids)
         self.close(greeting)
 
 

@@ -6,6 +6,10 @@ every client.
 For people a line is a time, a level and a message; for machines (`--log-format json`) one JSON object, with the ids of
 both ends, a client's and a lane's, in fields of their own. Whoever says something gives these as `extra=`.
 
+What a client or an upstream can have said as often as it likes must not hide everything else: of lines alike there are
+a few, and then one in ten seconds that counts them. Alike are those made of one template; of faults, those that come
+from one place, too.
+
 Exceptions are logged without their texts: `KeyError(arguments)` would say what a client sent, `ValueError` what could
 not be read, and nobody can know of all libraries what theirs repeat. Their types and the places they came by are enough
 to find a fault; the words for an error number of the system are added.
@@ -19,20 +23,28 @@ import queue
 import ssl
 import sys
 import threading
+import time
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from copy import copy
 from datetime import UTC, datetime
+from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
 # Lines that wait for their reader; the next ones are dropped, and counted.
 _WAITING = 1000
 # Seconds that the last lines may take at the end.
 _LAST_LINES = 1.0
+# Lines alike that are written at once; and seconds until those that followed are summed up, again and again until there
+# were none for as long.
+_BURST = 10
+_PERIOD = 10.0
+# Events at a time that are told apart; none of ours has its text made up before.
+_EVENTS = 1000
 # What would begin another line, or tell a terminal to do something.
 _CONTROLS = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160), 0x2028, 0x2029]}
 
@@ -133,14 +145,91 @@ def _say(what: str, problem: BaseException | None) -> None:
         _write(text)
 
 
+class _Alike:
+    """Lines alike in a period."""
+
+    __slots__ = ("ends", "last", "left", "more")
+
+    def __init__(self, ends: float) -> None:
+        self.ends = ends
+        self.left = _BURST  # that may still be written
+        self.more = 0  # that were not
+        self.last: logging.LogRecord | None = None  # of these
+
+
+class Repeats:
+    """How often what was said. Times are in seconds, of one clock."""
+
+    def __init__(self) -> None:
+        self._of: dict[object, _Alike] = {}  # the period that ends first is the first
+
+    def admit(self, record: logging.LogRecord, now: float) -> bool:
+        """Whether a line is to be written, or counted for the next summary."""
+        what = _event(record)
+        alike = self._of.get(what)
+        if alike is None:
+            if len(self._of) >= _EVENTS:
+                return True
+            alike = self._of[what] = _Alike(now + _PERIOD)
+        if alike.left:
+            alike.left -= 1
+            return True
+        alike.more += 1
+        alike.last = copy(record)
+        alike.last.exc_info = None  # with all that its frames hold
+        return False
+
+    @property
+    def ends(self) -> float | None:
+        """When the next period ends."""
+        return next((alike.ends for alike in self._of.values()), None)
+
+    def summaries(self, now: float, *, at_end: bool = False) -> list[logging.LogRecord]:
+        """Of the periods that are over by now, each once; at the end, of all."""
+        found: list[logging.LogRecord] = []
+        for what, alike in list(self._of.items()):
+            if alike.ends > now and not at_end:
+                break
+            del self._of[what]
+            if alike.last is not None:
+                found.append(_summary(alike.last, alike.more, _PERIOD + now - alike.ends))
+                again = self._of[what] = _Alike(now + _PERIOD)
+                again.left = 0  # while it goes on, that is all there is of it
+        return found
+
+
+def _event(record: logging.LogRecord) -> object:
+    """What a line tells of. There are no more of these than places in the source."""
+    problem = record.exc_info[1] if record.exc_info else None
+    trace = None if problem is None else problem.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = None if trace is None else (type(problem), trace.tb_frame.f_code, trace.tb_lineno)
+    return record.levelno, record.msg, place
+
+
+def _summary(last: logging.LogRecord, more: int, seconds: float) -> logging.LogRecord:
+    """With the last of them. (Their traceback has been written, with the first.)"""
+    record = copy(last)
+    template = str(last.msg) if last.args else str(last.msg).replace("%", "%%")
+    record.msg = f"%d more like this in the last %.0f seconds: {template}"
+    record.args = (more, seconds, *(last.args if isinstance(last.args, tuple) else ()))
+    record.more = more
+    record.created = time.time()
+    record.msecs = record.created % 1 * 1000
+    return record
+
+
 class Log(logging.Handler):
     """Takes the lines of the process, and never waits: what nobody reads is dropped."""
 
-    def __init__(self, formatter: logging.Formatter) -> None:
+    def __init__(self, formatter: logging.Formatter, clock: Callable[[], float] = monotonic) -> None:
         super().__init__()
         self.dropped = 0  # lines, until now
         self._said_dropped = 0  # ... of them, those that a line has told of
         self._form = formatter
+        self._clock = clock
+        self._repeats = Repeats()  # guarded by the lock of the handler, which nobody holds while he waits
         self._lines: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, daemon=True, name="log")
 
@@ -153,6 +242,10 @@ class Log(logging.Handler):
         self._writer.join(_LAST_LINES)
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self._repeats.admit(record, self._clock()):
+            self._take(record)
+
+    def _take(self, record: logging.LogRecord) -> None:
         try:
             line = _frozen(record)
         except Exception as problem:  # noqa: BLE001 (whatever its arguments raise; logging's own handling prints them)
@@ -168,13 +261,33 @@ class Log(logging.Handler):
         self._lines.put(line)
 
     def _write(self) -> None:
-        while (line := self._lines.get()) is not None:
-            try:
-                _write(f"{self._form.format(line)}\n")
-            except OSError:
-                pass  # standard error is gone
-            except Exception as problem:  # noqa: BLE001 (of a line that can't be made)
-                _say(f"a line of the log could not be made ({line.filename}:{line.lineno})", problem)
+        line: logging.LogRecord | None
+        while (line := self._next()) is not None:
+            self._write_line(line)
+        self._sum_up(at_end=True)
+
+    def _next(self) -> logging.LogRecord | None:
+        """The next line, None at the end. Meanwhile sums up what has been said too often."""
+        while True:
+            self._sum_up()
+            with self.lock or nullcontext():
+                ends = self._repeats.ends
+            with suppress(queue.Empty):
+                return self._lines.get(timeout=None if ends is None else max(0.0, ends - self._clock()))
+
+    def _sum_up(self, *, at_end: bool = False) -> None:
+        with self.lock or nullcontext():
+            summaries = self._repeats.summaries(self._clock(), at_end=at_end)
+        for each in summaries:
+            self._write_line(each)
+
+    def _write_line(self, line: logging.LogRecord) -> None:
+        try:
+            _write(f"{self._form.format(_frozen(line))}\n")
+        except OSError:
+            pass  # standard error is gone
+        except Exception as problem:  # noqa: BLE001 (of a line that can't be made)
+            _say(f"a line of the log could not be made ({line.filename}:{line.lineno})", problem)
 
 
 def _frozen(record: logging.LogRecord) -> logging.LogRecord:
@@ -183,7 +296,8 @@ def _frozen(record: logging.LogRecord) -> logging.LogRecord:
     record.msg = record.message = record.getMessage()
     record.args = None
     problem = record.exc_info[1] if record.exc_info else None
-    record.exc_text = None if problem is None else traceback_without_texts(problem)
+    if problem is not None:
+        record.exc_text = traceback_without_texts(problem)
     record.exc_info = None
     return record
 

@@ -32,7 +32,7 @@ from coalesce.core.exchange import Exchange, Totals
 from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.dial import DialError, Dialler, NotLetInError, Refused
-from coalesce.downstream import Clients, close_listener, is_loopback, is_of_this_host, open_listeners
+from coalesce.downstream import Client, Clients, close_listener, is_loopback, is_of_this_host, open_listeners
 from coalesce.liveness import watch, watch_clients
 from coalesce.memory import Memory
 from coalesce.passwords import ClientPasswords, PasswordFileError
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from coalesce.config import Address, Config
+    from coalesce.core.session import Session
     from coalesce.faults import Told
 
 log = logging.getLogger("coalesce")
@@ -94,6 +95,12 @@ def _is_loopback(listener: TcpAddress) -> bool:
         raise StartError(f"can't listen on {listener}: {problem.strerror or problem}") from None
 
 
+def _say_limit(session: Session, what: str) -> None:
+    client = session.peer
+    ids = client.ids if isinstance(client, Client) else None
+    log.warning("%s %s", client, what, extra=ids)
+
+
 def _secret() -> bytes:
     return secrets.token_hex(16).encode()
 
@@ -121,7 +128,7 @@ class Server:
         self._end = trio.Event()  # asked for by other means than a signal
         base = Identity(None, None, upstream.database, 2)
         limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.max_leases, config.hold_below)
-        self._exchange = Exchange(base, self._open_lane, limits, secret, judge, self._say_fault)
+        self._exchange = Exchange(base, self._open_lane, limits, secret, judge, self._say_fault, _say_limit)
         # (An identity has a lane, and another for what is large.)
         max_clients = allowed_clients(config.max_clients, config.max_leases + 2 * config.max_lanes + _OTHER_DESCRIPTORS)
         self._memory = Memory(config.clients_memory, self.poller)

@@ -62,6 +62,7 @@ _LONG_NAME = 1024
 _LONG_CREDENTIALS = 16 * 1024
 # Bytes from which on a request counts as its session's own where the lane is full: thousands may each say one more.
 _COUNTED = 16 * 1024
+_LANES_IN_USE = "%d users, databases and protocol versions are in use (--max-lanes)"
 # Replies in a row that were not large, after which a session leaves the lane for what is large.
 _SMALL_AGAIN = 16
 
@@ -91,13 +92,18 @@ def _raise(lane: Lane, fault: Exception) -> None:
     raise fault
 
 
+def _ignore(session: Session, what: str) -> None:
+    del session, what
+
+
 class Exchange:
     """All sessions and lanes of one upstream.
 
     `open_lane` is called with each new lane and starts to connect it; `connected`, `replies`, `lose`, `fail`, `refuse`
     and `lease_failed` tell what became of it. `secret` gives what no client can guess. With a
     `judge` of passwords, clients have to authenticate to coalesce: see door.py. `say_fault` is told of a fault of ours
-    on a lane without a connection (one with a connection has its link told).
+    on a lane without a connection (one with a connection has its link told); `say_limit` of a session that a limit
+    keeps from what it wants, and why.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 (what it can't know by itself)
@@ -108,6 +114,7 @@ class Exchange:
         secret: Callable[[], bytes] = lambda: b"secret",
         judge: Callable[[bytes], bool] | None = None,
         say_fault: Callable[[Lane, Exception], None] = _raise,
+        say_limit: Callable[[Session, str], None] = _ignore,
     ) -> None:
         self.base = base
         self.limits = limits
@@ -123,6 +130,7 @@ class Exchange:
         self._judge = judge
         self._open_lane = open_lane
         self._say_fault = say_fault
+        self.say_limit = say_limit
         self._retired = {False: Totals(), True: Totals()}  # of lanes that are no more: shared ones, leases
         self._numbers = 0
         self._handing_out: Lane | None = None  # whose replies are being handed out: not to be pinned before all are
@@ -734,7 +742,10 @@ class Exchange:
                     self._set_out(session, answer)
                     return
             move = move_of(session.lane.identity, session.lane.authenticated, arguments)
-        if move is None or self._is_one_too_many(move.identity):
+        one_too_many = move is not None and self._is_one_too_many(move.identity)
+        if one_too_many:
+            self.say_limit(session, f"takes a connection of its own: {_LANES_IN_USE % self.limits.lanes}")
+        if move is None or one_too_many:
             self._borrow(session, arguments)
         else:
             self._set_out(session, move)
@@ -754,6 +765,7 @@ class Exchange:
         """A session to which nothing is owed moves, if the upstream says yes."""
         if move.identity.password is not None and self._is_one_too_many(move.identity):
             # Through the door nobody gets a connection of his own: until the upstream has said yes, it would be ours.
+            self.say_limit(session, f"is refused: {_LANES_IN_USE % self.limits.lanes}")
             session.become(SessionState.FLOWING)
             session.peer.write(replies.no_lane(self.limits.lanes))
             if not session.locked:
@@ -913,6 +925,8 @@ class Exchange:
 
     def _first_connected(self, lane: Lane) -> None:
         if self._judge and lane.identity.password is not None and self._lanes_that_count > self.limits.lanes:
+            for session in [caller.session for _, caller in lane.first if isinstance(caller, Moving)]:
+                self.say_limit(session, f"is refused: {_LANES_IN_USE % self.limits.lanes}")
             self._refuse(lane, replies.no_lane(self.limits.lanes))
         else:
             self.leases.renew(lane.identity, dialled=False)  # an older connection may lead elsewhere
@@ -1226,11 +1240,11 @@ class _Role:
 class Moving:
     """A place in the FIFO of a new lane, for the request that asks to move there."""
 
-    __slots__ = ("_exchange", "_is_ours", "_lane", "_name", "_said_yes", "_session", "owed")
+    __slots__ = ("_exchange", "_is_ours", "_lane", "_name", "_said_yes", "owed", "session")
 
     def __init__(self, exchange: Exchange, session: Session, lane: Lane, name: bytes | None) -> None:
         self._exchange = exchange
-        self._session = session
+        self.session = session
         self._lane = lane
         self._name = name
         self._said_yes = False
@@ -1241,13 +1255,13 @@ class Moving:
     def write(self, data: bytes) -> None:
         self._said_yes = not data.startswith(b"-")
         self._is_ours = data.startswith(replies.OURS)
-        session = self._session
+        session = self.session
         session.owed -= not self.owed
         session.write(data)
         self._look()
 
     def write_more(self, data: bytes) -> None:
-        session = self._session
+        session = self.session
         session.owed -= not self.owed
         session.write_more(data)
         self._look()
@@ -1255,7 +1269,7 @@ class Moving:
     def _look(self) -> None:
         if self.owed:
             return
-        session = self._session
+        session = self.session
         if self._is_ours:
             # The upstream has not been asked. What is behind it would run in another database, or as somebody else.
             self._exchange.depart(session)
@@ -1265,7 +1279,7 @@ class Moving:
         self._exchange.moved(session, self._lane if self._said_yes else None)
 
     def lost(self) -> None:
-        self._session.lost()
+        self.session.lost()
 
     def fail(self, fault: Exception) -> None:
-        self._session.fail(fault)
+        self.session.fail(fault)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from coalesce.logs import logging_to_stderr, traceback_without_texts
+from coalesce import logs
+from coalesce.logs import Repeats, logging_to_stderr, traceback_without_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,7 +185,7 @@ def test_levels(capfd):
 def test_nobody_waits_for_who_reads_and_what_is_dropped_is_counted(form):
     with standard_error_in_a_pipe() as pipe, logging_to_stderr(form=form) as log:
         for number in range(5000):
-            logging.getLogger("coalesce").info("line %d is there", number)
+            logging.getLogger("coalesce").info(f"line {number} is there")  # noqa: G004 (no two alike)
         assert 3500 < log.dropped < 4000
         first = log.dropped
         read = b""
@@ -197,6 +198,57 @@ def test_nobody_waits_for_who_reads_and_what_is_dropped_is_counted(form):
     said = re.findall(rb"(\d+) lines of this log were dropped: nobody read it", read)
     assert said == [b"%d" % first]
     assert len(re.findall(rb"line \d+ is there", read)) == 5000 - first
+
+
+def record(template, *arguments, exc_info=None):
+    return logging.LogRecord("coalesce", logging.WARNING, "", 0, template, arguments, exc_info)
+
+
+def said_of(records):
+    return [each.getMessage() for each in records]
+
+
+def test_of_lines_alike_there_are_a_few_and_then_one_a_period_that_counts_them():
+    repeats = Repeats()
+    assert [repeats.admit(record("%s left", number), now=0.0) for number in range(25)] == [True] * 10 + [False] * 15
+    assert repeats.admit(record("%s came", 1), now=1.0)  # another
+    assert repeats.ends == 10.0
+    assert repeats.summaries(9.9) == []
+    assert said_of(repeats.summaries(10.0)) == ["15 more like this in the last 10 seconds: 24 left"]
+    assert repeats.summaries(12.0) == []  # once; and the other had none
+    assert not repeats.admit(record("%s left", 25), now=13.0)  # it goes on, and so do the summaries
+    assert said_of(repeats.summaries(20.0)) == ["1 more like this in the last 10 seconds: 25 left"]
+    assert repeats.summaries(30.0) == []
+    assert repeats.ends is None
+    assert repeats.admit(record("%s left", 26), now=31.0)  # after a period without any it begins anew
+
+
+def test_at_the_end_what_has_been_counted_is_said():
+    repeats = Repeats()
+    for _ in range(12):
+        repeats.admit(record("100%"), now=5.0)
+    assert said_of(repeats.summaries(8.0, at_end=True)) == ["2 more like this in the last 3 seconds: 100%"]
+
+
+def test_faults_from_different_places_are_not_alike():
+    repeats = Repeats()
+    for way in (plain, undecodable):
+        problem = raised(way)
+        fault = record("%s: a fault", "c1", exc_info=(type(problem), problem, None))
+        assert [repeats.admit(fault, now=0.0) for _ in range(11)] == [True] * 10 + [False]
+
+
+def test_a_summary_comes_in_its_time_also_when_nothing_follows(monkeypatch):
+    monkeypatch.setattr(logs, "_PERIOD", 0.2)
+    with standard_error_in_a_pipe() as pipe, logging_to_stderr():
+        for number in range(13):
+            logging.getLogger("coalesce").warning("client c%d is closed", number)
+        read = b""
+        while b"more like this" not in read:
+            read += pipe.read(65536)
+        assert re.findall(rb"WARNING (.*) more like this in the last 0 seconds: client c(\d+) is closed\n", read) == [
+            (b"3", b"12")
+        ]
 
 
 @pytest.mark.parametrize(

@@ -43,3 +43,36 @@ def test_a_client_is_told_of_with_its_address_and_its_lane(upstream):
 
 def closed(coalesce) -> list[dict[str, str]]:
     return [each for each in objects(coalesce) if "unread" in each["message"]]
+
+
+def events(coalesce, sign: str) -> list[dict[str, str]]:
+    return [each for each in objects(coalesce) if sign in each["message"]]
+
+
+def test_who_is_refused_again_and_again_does_not_fill_the_log(upstream):
+    """Nor hide what others do. The flag is named."""
+    with running_coalesce(upstream.url, "--max-clients", "1", "--log-format", "json") as coalesce:
+        with coalesce.connect() as client:
+            assert client.ask("PING") == b"+PONG\r\n"
+            for _ in range(60):
+                with coalesce.connect() as other:
+                    assert other.rest().startswith(b"-ERR max number of clients")
+        coalesce.stop()
+        said = events(coalesce, "(--max-clients)")
+    assert len(said) == 11
+    assert re.fullmatch(r"a client \(127\.0\.0\.1:\d+\) is refused: there are 1 already .*", said[0]["message"])
+    assert said[0]["address"] in said[0]["message"]
+    assert re.match(r"50 more like this in the last \d+ seconds: a client", said[10]["message"])
+    assert said[10]["more"] == 50
+
+
+def test_other_limits_are_named_with_who_has_hit_them(upstream):
+    flags = ["--max-leases", "1", "--max-lanes", "1", "--upstream-wait", "0.3", "--log-format", "json"]
+    with running_coalesce(upstream.url, *flags) as coalesce:
+        with coalesce.connect() as first, coalesce.connect() as second:
+            assert first.ask("MULTI") == b"+OK\r\n"
+            assert second.ask("SELECT", 3).startswith(b"-ERR coalesce: all 1 leases")
+        leases, lanes = events(coalesce, "(--max-leases)"), events(coalesce, "(--max-lanes)")
+    assert [each["client"] for each in leases + lanes] == ["c2", "c2"]
+    assert "waits for a connection of its own: all 1 are taken" in leases[0]["message"]
+    assert "takes a connection of its own: 1 users, databases" in lanes[0]["message"]
