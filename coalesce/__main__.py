@@ -149,6 +149,8 @@ def _option(name: str, kind: click.ParamType[Any], what: str) -> Callable[[Calla
 @_option("--tls-client-ca", _FILE, "Authorities of clients' certificates, which then are required.")
 @_option("--log-format", click.Choice(["human", "json"]), "Lines of the log for people, or an object each.")
 @_option("--log-level", click.Choice(["debug", "info", "warning", "error"]), "What the log leaves out is below it.")
+@click.option("--trace", is_flag=True, help="Print the conversation to standard output, without keys and values.")
+@click.option("--trace-values", is_flag=True, help="The same with keys and values.")
 @click.version_option(version("coalesce"), prog_name="coalesce", allow_from_autoenv=False)
 def command(upstream: Upstream | str, listen: tuple[Address, ...], **more: object) -> None:
     """A transparent pipelining proxy for Redis and Valkey.

@@ -380,6 +380,7 @@ class Clients:
         self.outbox_limit = outbox_limit
         self.silence = silence
         self.start_pin = start_pin
+        self.client = Client  # what is made for each: a tracer has another
         self.pinned = 0  # counted by whoever runs them
         self.accepted = 0
         self.left = trio.lowlevel.ParkingLot()  # who waits here is woken when a client has left
@@ -490,7 +491,7 @@ class Clients:
             sock.close()
             return
         try:
-            self._shared.add(Client(self, sock, origin))
+            self._shared.add(self.client(self, sock, origin))
         except OSError as problem:
             _turn_away(sock, origin, problem)
             return

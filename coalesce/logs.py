@@ -45,6 +45,8 @@ _BURST = 10
 _PERIOD = 10.0
 # Events at a time that are told apart; none of ours has its text made up before.
 _EVENTS = 1000
+# Lines of a trace that wait for their reader: they are many, and have up to 64 KB.
+_TRACED = 10_000
 # What would begin another line, or tell a terminal to do something.
 _CONTROLS = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160), 0x2028, 0x2029]}
 
@@ -120,15 +122,22 @@ def _json_formatter() -> logging.Formatter:
 
 
 FORMATS = {"human": _Human, "json": _json_formatter}
-# Of the log that is open.
+# Of the log that is open, and that log.
 _formatter: logging.Formatter | None = None
+_log: Log | None = None
 
 
-def _write(text: str) -> None:
+def trace(line: str) -> None:
+    """To the log that is open, if one is."""
+    if _log is not None:
+        _log.trace(line)
+
+
+def _write(text: str, to: int = 2) -> None:
     """Without a buffer, whose lock a thread that waits would hold when the process ends. Raises OSError."""
     data = memoryview(text.encode("utf-8", "backslashreplace"))
     while data:
-        data = data[os.write(2, data) :]
+        data = data[os.write(to, data) :]
 
 
 def _say(what: str, problem: BaseException | None) -> None:
@@ -226,11 +235,13 @@ class Log(logging.Handler):
     def __init__(self, formatter: logging.Formatter, clock: Callable[[], float] = monotonic) -> None:
         super().__init__()
         self.dropped = 0  # lines, until now
+        self._said_gap = 0  # ... of them, those that the trace has told of
+        self._traced = self._traced_written = 0  # lines of the trace; the writer alone counts the latter
         self._said_dropped = 0  # ... of them, those that a line has told of
         self._form = formatter
         self._clock = clock
         self._repeats = Repeats()  # guarded by the lock of the handler, which nobody holds while he waits
-        self._lines: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[logging.LogRecord | str | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, daemon=True, name="log")
 
     def start(self) -> None:
@@ -245,13 +256,24 @@ class Log(logging.Handler):
         if self._repeats.admit(record, self._clock()):
             self._take(record)
 
+    def trace(self, line: str) -> None:
+        """A line for standard output, by the same thread."""
+        if self._lines.qsize() >= _TRACED:
+            self.dropped += 1
+            return
+        if self.dropped > self._said_gap:
+            self._lines.put(f"# {self.dropped - self._said_gap} lines were dropped: nobody read them")
+            self._said_gap = self.dropped
+        self._traced += 1
+        self._lines.put(line)
+
     def _take(self, record: logging.LogRecord) -> None:
         try:
             line = _frozen(record)
         except Exception as problem:  # noqa: BLE001 (whatever its arguments raise; logging's own handling prints them)
             _say(f"a line of the log could not be made ({record.filename}:{record.lineno})", problem)
             return
-        waiting = self._lines.qsize()
+        waiting = self._lines.qsize() - (self._traced - self._traced_written)
         if waiting >= _WAITING:
             self.dropped += 1
             return
@@ -261,12 +283,16 @@ class Log(logging.Handler):
         self._lines.put(line)
 
     def _write(self) -> None:
-        line: logging.LogRecord | None
         while (line := self._next()) is not None:
-            self._write_line(line)
+            if isinstance(line, str):
+                self._traced_written += 1
+                with suppress(OSError):
+                    _write(f"{line}\n", to=1)
+            else:
+                self._write_line(line)
         self._sum_up(at_end=True)
 
-    def _next(self) -> logging.LogRecord | None:
+    def _next(self) -> logging.LogRecord | str | None:
         """The next line, None at the end. Meanwhile sums up what has been said too often."""
         while True:
             self._sum_up()
@@ -305,9 +331,9 @@ def _frozen(record: logging.LogRecord) -> logging.LogRecord:
 @contextmanager
 def logging_to_stderr(level: int | str = logging.INFO, form: str = "human") -> Iterator[Log]:
     """Within it, the log of the process goes to standard error, in one of FORMATS."""
-    global _formatter  # noqa: PLW0603 (as there is one standard error; for what is said past the log)
+    global _formatter, _log  # noqa: PLW0603 (as there is one standard error; for what is said past the log)
     _formatter = FORMATS[form]()
-    log = Log(_formatter)
+    log = _log = Log(_formatter)
     root = logging.getLogger()
     root.addHandler(log)
     root.setLevel(level)
@@ -316,4 +342,5 @@ def logging_to_stderr(level: int | str = logging.INFO, form: str = "human") -> I
         yield log
     finally:
         root.removeHandler(log)
+        _log = None
         log.stop()

@@ -34,6 +34,7 @@ from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.dial import DialError, Dialler, NotLetInError, Refused
 from coalesce.downstream import Client, Clients, close_listener, is_loopback, is_of_this_host, open_listeners
 from coalesce.liveness import watch, watch_clients
+from coalesce.logs import trace
 from coalesce.memory import Memory
 from coalesce.passwords import ClientPasswords, PasswordFileError
 from coalesce.pin import Pin, Pinned
@@ -101,6 +102,15 @@ def _say_limit(session: Session, what: str) -> None:
     log.warning("%s %s", client, what, extra=ids)
 
 
+_PLAIN = Exchange, Client, Connection
+
+
+def _traced(config: Config) -> tuple[type[Exchange], type[Client], type[Connection]]:
+    from coalesce.trace import Tracer, traced  # noqa: PLC0415 (for those who want it)
+
+    return traced(Tracer(trace, values=config.trace_values))
+
+
 def _secret() -> bytes:
     return secrets.token_hex(16).encode()
 
@@ -128,7 +138,8 @@ class Server:
         self._end = trio.Event()  # asked for by other means than a signal
         base = Identity(None, None, upstream.database, 2)
         limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.max_leases, config.hold_below)
-        self._exchange = Exchange(base, self._open_lane, limits, secret, judge, self._say_fault, _say_limit)
+        exchange, client, connection = _traced(config) if config.trace or config.trace_values else _PLAIN
+        self._exchange = exchange(base, self._open_lane, limits, secret, judge, self._say_fault, _say_limit)
         # (An identity has a lane, and another for what is large.)
         max_clients = allowed_clients(config.max_clients, config.max_leases + 2 * config.max_lanes + _OTHER_DESCRIPTORS)
         self._memory = Memory(config.clients_memory, self.poller)
@@ -144,6 +155,7 @@ class Server:
             config.client_silence,
             self._memory,
         )
+        self._clients.client, self._keeper.connection = client, connection
 
     async def serve(self, task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED) -> Summary:
         """Runs until a signal has been seen and what is owed has been delivered. Raises StartError.

@@ -205,6 +205,7 @@ class Keeper:
         self._poller = poller
         self._dialler = dialler
         self._patience = patience
+        self.connection = Connection  # what is made for each: a tracer has another
         self._homes = trio.lowlevel.ParkingLot()  # those who wait for news of the lane that theirs is to stand beside
 
     async def keep(self, lane: Lane) -> None:  # noqa: C901 (a dial, and each of its outcomes)
@@ -345,7 +346,7 @@ class Keeper:
             self._exchange.bulk_limit = dialled.bulk_limit
         lane.version = dialled.version
         lane.primary = dialled.primary
-        connection = Connection(dialled.sock, lane, self._exchange, self._poller)
+        connection = self.connection(dialled.sock, lane, self._exchange, self._poller)
         try:
             self._exchange.connected(lane, connection, dialled.round_trip)
             self._exchange.flush(perf_counter())
