@@ -440,8 +440,6 @@ async def _read_replies(stream: ByteStream, count: int) -> list[bytes]:
             last = f": {told(replies[-1])}" if replies and replies[-1].startswith(b"-") else ""
             raise ConnectionError(f"hung up in the handshake{last}")
         data += chunk
-        if data.startswith(_TLS_ALERT):
-            raise UpstreamError("it speaks TLS: its URL has to begin with rediss://")
         while len(replies) < count and position < len(data) and (end := reply_end(data, position)) >= 0:
             replies.append(data[position:end])
             position = end
@@ -450,8 +448,6 @@ async def _read_replies(stream: ByteStream, count: int) -> list[bytes]:
     return replies
 
 
-# What TLS says to a request that is none: a record of this type, of any version.
-_TLS_ALERT = b"\x15\x03"
 # What an upstream says that could soon say something else. (A client that connected now would be told the same, and
 # would try again.)
 _FULL = b"-ERR max number of clients reached"

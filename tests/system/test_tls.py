@@ -413,8 +413,7 @@ def test_an_upstream_that_wants_a_certificate(strict_upstream, authority, other_
 
 
 def test_plain_to_an_upstream_with_tls_and_the_other_way_round(upstream, authority, refused):
-    said = refused(f"127.0.0.1:{upstream.port}")
-    assert "rediss://" in said
+    refused(f"127.0.0.1:{upstream.port}")
     said = refused(f"rediss://{upstream.server.url}", *to_upstream(authority), "--connect-timeout", "1")
     assert "does it speak TLS" in said or "it does not speak TLS" in said
 
