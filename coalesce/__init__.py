@@ -59,5 +59,6 @@ The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `memory
 `tls.py` (a socket like any other, and certificates), `greeting.py` (clients in the TLS handshake), `dial.py` (new
 connections), `passwords.py`, `watched.py` (files that change), `upstream.py` (a lane's connection, and its next),
 `bytestream.py` and `pin.py`, `server.py` (the tree of tasks, signals, drain), `faults.py` (our own, said and counted),
+`logs.py`, `trace.py` (transcripts of a live one),
 `__main__.py` and `config.py`, `embedded.py`.
 """

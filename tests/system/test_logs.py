@@ -76,3 +76,18 @@ def test_other_limits_are_named_with_who_has_hit_them(upstream):
     assert [each["client"] for each in leases + lanes] == ["c2", "c2"]
     assert "waits for a connection of its own: all 1 are taken" in leases[0]["message"]
     assert "takes a connection of its own: 1 users, databases" in lanes[0]["message"]
+
+
+def test_an_upstream_that_is_lost_on_many_lanes_does_not_fill_the_log(fresh_upstream):
+    with running_coalesce(fresh_upstream.url, "--log-format", "json", "--upstream-wait", "0.1") as coalesce:
+        with contextlib.ExitStack() as stack:
+            for database in range(16):
+                client = stack.enter_context(coalesce.connect())
+                assert client.ask("SELECT", database) == b"+OK\r\n"
+            fresh_upstream.kill()
+            eventually(lambda: len(events(coalesce, "can't connect")) > 0)
+        coalesce.stop()
+        said = events(coalesce, "connection lost: closed by the upstream")
+    assert len(said) == 11
+    assert len({each["lane"] for each in said[:10]}) == 10
+    assert said[10]["more"] == 6
