@@ -59,9 +59,10 @@ The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `memory
 `tls.py` (a socket like any other, and certificates), `greeting.py` (clients in the TLS handshake), `dial.py` (new
 connections), `passwords.py`, `watched.py` (files that change), `upstream.py` (a lane's connection, and its next),
 `bytestream.py` and `pin.py`, `server.py` (the tree of tasks, signals, drain), `faults.py` (our own, said and counted),
-`__main__.py`, `command_line.py`, `options.py` (every setting, declared once), `config_file.py` and `config.py`,
-`build.py`, `embedded.py`, `check.py` and `ask.py` (the other commands).
+`logs.py`, `__main__.py`, `command_line.py`, `options.py` (every setting, declared once), `config_file.py` and
+`config.py`, `build.py`, `embedded.py`, `check.py` and `ask.py` (the other commands).
 
-For whoever looks at it: `admin.py` (HTTP), `figures.py` (what can be read of a server), `metrics.py`, `status.py`,
-`page/` (the status page), `top.py` (the same in a terminal), `wrong.py` (what both say is wrong).
+For whoever looks at it: `admin.py` (HTTP), `figures.py` (what can be read of a server), `tally.py` (what it counts),
+`metrics.py`, `status.py`, `page/` (the status page), `top.py` (the same in a terminal), `wrong.py` (what both say is
+wrong), `trace.py` (transcripts of a live one).
 """

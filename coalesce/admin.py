@@ -22,11 +22,11 @@ import trio
 from hypercorn.trio import serve
 
 from coalesce.metrics import Metrics
-from coalesce.status import EVERY, Status
 from coalesce.page import HEADERS, page
+from coalesce.status import EVERY, Status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 
@@ -102,10 +102,11 @@ class Request(NamedTuple):
 class Admin:
     """What is asked over HTTP, and what is answered. An ASGI application: `app`."""
 
-    def __init__(self, server: Server, readiness_upstream: bool) -> None:
+    def __init__(self, server: Server, readiness_upstream: bool, settings: Mapping[str, object]) -> None:
+        """`settings`: what /status says of them."""
         self._server = server
         self._readiness_upstream = readiness_upstream
-        self._status = Status(server.figures)
+        self._status = Status(server.figures, settings)
         self._metrics = Metrics(server.figures)
         self._routes: dict[str, tuple[str, Callable[[Request], Awaitable[Answer]]]] = {
             "/startup": ("GET", self._startup),

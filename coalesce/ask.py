@@ -1,4 +1,4 @@
-"""`coalesce wait` and `coalesce shutdown`: what is asked of a coalesce that runs, over its admin HTTP."""
+"""What is asked of a coalesce that runs, over its admin HTTP: by `coalesce wait`, `coalesce shutdown` and top.py."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from coalesce.config import TcpAddress
 _LOOK_EVERY = 0.1
 # Seconds that one answer may take.
 _ANSWER = 5.0
-# Bytes of one. They are single lines.
-_LONGEST = 1000
+# Bytes of one. Most are single lines; /status has a hundred lanes and five minutes of history.
+_LONGEST = 16 * 1024 * 1024
 
 
 class AskError(Exception):
     """It can't be asked, or did not become as it was to become: why, in one line."""
+
+
+class NoAnswerError(AskError):
+    """`nobody`: nobody listens there."""
+
+    def __init__(self, why: str, nobody: bool) -> None:
+        super().__init__(why)
+        self.nobody = nobody
 
 
 def wait_until_ready(admin: TcpAddress, probe: str, timeout: float) -> None:
@@ -28,7 +36,7 @@ def wait_until_ready(admin: TcpAddress, probe: str, timeout: float) -> None:
     while True:
         try:
             status, said = _ask(admin, "GET", f"/{probe}", ends)
-        except _NoAnswerError as problem:
+        except NoAnswerError as problem:
             status, said = 0, str(problem)
         if status == http.client.OK:
             return
@@ -40,17 +48,14 @@ def wait_until_ready(admin: TcpAddress, probe: str, timeout: float) -> None:
 def shut_down(admin: TcpAddress, timeout: float) -> None:
     """Returns when it has drained and ended. Raises AskError when it can't be asked, or takes longer."""
     ends = monotonic() + timeout
-    try:
-        status, said = _ask(admin, "POST", "/quitquitquit", ends)
-    except _NoAnswerError as problem:
-        raise AskError(str(problem)) from None
+    status, said = _ask(admin, "POST", "/quitquitquit", ends)
     if status != http.client.OK:
         raise AskError(f"{admin} refuses: {said}")
     while monotonic() + _LOOK_EVERY <= ends:
         sleep(_LOOK_EVERY)
         try:
             status, said = _ask(admin, "GET", "/readiness", ends)
-        except _NoAnswerError as problem:
+        except NoAnswerError as problem:
             if problem.nobody:
                 return
         else:
@@ -59,32 +64,29 @@ def shut_down(admin: TcpAddress, timeout: float) -> None:
     raise AskError(f"still draining after {timeout:g} s")
 
 
-class _NoAnswerError(Exception):
-    """`nobody`: nobody listens there."""
-
-    def __init__(self, why: str, nobody: bool) -> None:
-        super().__init__(why)
-        self.nobody = nobody
-
-
-def _ask(admin: TcpAddress, method: str, path: str, ends: float) -> tuple[int, str]:
-    """The status, and what was said. Raises _NoAnswerError."""
+def ask(admin: TcpAddress, method: str, path: str, timeout: float = _ANSWER) -> tuple[int, bytes]:
+    """The status, and what was said, within so many seconds. Raises NoAnswerError."""
     where = _reachable(admin)
     request = urllib.request.Request(f"http://{where}{path}", method=method)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
-    timeout = max(0.1, min(_ANSWER, ends - monotonic()))
     try:
         with opener.open(request, timeout=timeout) as answer:
-            return answer.status, _line(answer.read(_LONGEST))
+            return answer.status, answer.read(_LONGEST)
     except urllib.error.HTTPError as refusal:
         with refusal:
-            return refusal.code, _line(refusal.read(_LONGEST))
+            return refusal.code, refusal.read(_LONGEST)
     except urllib.error.URLError as problem:
         nobody = isinstance(problem.reason, ConnectionRefusedError)
         why = problem.reason.strerror if isinstance(problem.reason, OSError) else None
-        raise _NoAnswerError(f"can't ask {where} (--admin): {why or problem.reason}", nobody) from None
+        raise NoAnswerError(f"can't ask {where} (--admin): {why or problem.reason}", nobody) from None
     except (OSError, http.client.HTTPException):
-        raise _NoAnswerError(f"can't ask {where} (--admin): no answer of HTTP", nobody=False) from None
+        raise NoAnswerError(f"can't ask {where} (--admin): no answer of HTTP", nobody=False) from None
+
+
+def _ask(admin: TcpAddress, method: str, path: str, ends: float) -> tuple[int, str]:
+    """What is said in a line."""
+    status, said = ask(admin, method, path, max(0.1, min(_ANSWER, ends - monotonic())))
+    return status, _line(said)
 
 
 def _line(said: bytes) -> str:

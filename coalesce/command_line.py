@@ -5,6 +5,7 @@ Exit codes, of all commands: 2 for a wrong setting; 130 when it was interrupted 
     coalesce            0 after a clean drain; 1 when it could not start, or a drain was cut short
     coalesce check      0 when the upstream can be used; 1 when it can't, with one line why
     coalesce wait       0 when it is ready; 1 when it is not in time
+    coalesce top        0; 1 when nobody could be asked for the one frame that was wanted
     coalesce shutdown   0 when it has ended; 1 when nobody could be asked, or it has not ended in time
 """
 
@@ -27,7 +28,16 @@ from coalesce.config_file import ConfigFile, ConfigFileError, InForce, read_conf
 from coalesce.downstream import open_listeners
 from coalesce.embedded import EmbeddedError, embedded_server
 from coalesce.logs import hide_texts_of_exceptions, logging_to_stderr
-from coalesce.options import CONFIG_VARIABLE, FILE, OPTIONS, SECONDS, SECTIONS, declare, unknown_variables
+from coalesce.options import (
+    CONFIG_VARIABLE,
+    FILE,
+    OPTIONS,
+    SECONDS,
+    SECTIONS,
+    declare,
+    settings_in_force,
+    unknown_variables,
+)
 from coalesce.server import Server, StartError, Summary
 
 if TYPE_CHECKING:
@@ -131,7 +141,8 @@ def run(print_config: bool, **given: Any) -> None:
     if print_config:
         _say(_in_force(ctx, given))
         return
-    with logging_to_stderr():
+    form = str(settings["log_format"])
+    with logging_to_stderr(_level(settings), form):
         _warn()
         try:
             summary = trio.run(_run, upstream, settings)
@@ -143,7 +154,9 @@ def run(print_config: bool, **given: Any) -> None:
         else:
             log.info("%s", summary)
             trouble = ""
-    if trouble:
+        if trouble and form == "json":
+            log.error("%s", trouble)
+    if trouble and form != "json":
         click.echo(f"coalesce: {trouble}", err=True)
     sys.exit(0 if not trouble and summary.clean else 1)
 
@@ -158,7 +171,7 @@ def check(**given: Any) -> None:
     with one line why.
     """
     upstream, settings = _settings(click.get_current_context(), given)
-    with logging_to_stderr():
+    with logging_to_stderr(_level(settings), str(settings["log_format"])):
         _warn()
         try:
             found = trio.run(_check, upstream, settings)
@@ -208,12 +221,12 @@ def shutdown(admin: TcpAddress | None, timeout: float) -> None:
 @click.command(cls=_Command, context_settings=_CONTEXT)
 @_of_a_running_one
 @_config
-def top(admin: TcpAddress | None) -> None:
-    """Show what a coalesce does, as it does it."""
-    asked = _asked(admin)
-    from coalesce.top import top as show  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: PLC0415
+@click.option("--once", is_flag=True, help="Print one frame and end; as where standard output is no terminal.")
+def top(admin: TcpAddress | None, once: bool) -> None:
+    """Show what a coalesce does, live; q ends it. Exit codes: 0; 1 when one frame can't be had."""
+    from coalesce.top import top as show  # noqa: PLC0415 (for those who look)
 
-    show(str(asked))
+    _ask(show, _asked(admin), once)
 
 
 COMMANDS: dict[str, click.Command] = {"check": check, "wait": wait, "top": top, "shutdown": shutdown}
@@ -259,6 +272,10 @@ def _settings(ctx: click.Context, given: dict[str, Any]) -> tuple[Upstream | str
     if problem := contradiction(upstream if isinstance(upstream, Upstream) else None, settings):
         raise click.UsageError(problem)
     return upstream, settings
+
+
+def _level(settings: dict[str, object]) -> str:
+    return str(settings["log_level"]).upper()
 
 
 def _look_at_what_is_no_flag(ctx: click.Context) -> None:
@@ -332,12 +349,12 @@ async def _run(upstream: Upstream | str, settings: dict[str, object]) -> Summary
         config = Config(upstream, **settings)  # type: ignore[arg-type]
         server = Server(config)
         if config.admin is not None:
-            await stack.enter_async_context(_administered(server, config.admin, config.readiness_upstream))
+            await stack.enter_async_context(_administered(server, config, config.admin))
         return await server.serve()
 
 
 @asynccontextmanager
-async def _administered(server: Server, address: TcpAddress, readiness_upstream: bool) -> AsyncIterator[None]:
+async def _administered(server: Server, config: Config, address: TcpAddress) -> AsyncIterator[None]:
     """Within it, the server can be asked over HTTP. Raises StartError."""
     from coalesce.admin import Admin, serving  # noqa: PLC0415 (time and memory, for those who want it)
 
@@ -345,7 +362,8 @@ async def _administered(server: Server, address: TcpAddress, readiness_upstream:
         listeners, really = open_listeners(address)
     except OSError as problem:
         raise StartError(f"can't listen on {address} (--admin): {problem.strerror or problem}") from None
-    async with serving(Admin(server, readiness_upstream), listeners):
+    admin = Admin(server, config.readiness_upstream, settings_in_force(config))
+    async with serving(admin, listeners):
         log.info("admin on http://%s", really)
         yield
 

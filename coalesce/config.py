@@ -239,6 +239,12 @@ class Config:
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_client_ca: str | None = None
+    # Lines for people, or `json` for machines; and from which level on.
+    log_format: str = "human"
+    log_level: str = "info"
+    # Standard output has the conversation as a transcript; with its keys and values.
+    trace: bool = False
+    trace_values: bool = False
 
 
 def contradiction(upstream: Upstream | None, settings: Mapping[str, object]) -> str | None:

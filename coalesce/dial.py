@@ -23,7 +23,7 @@ from coalesce.core.resp import CRLF, pack, reply_end
 from coalesce.liveness import keep_alive, repeat_often
 from coalesce.passwords import PasswordFileError, read_password
 from coalesce.tally import Dial, Tally
-from coalesce.tls import server_name, tls_reason, upstream_certificates, wrap
+from coalesce.tls import NO_TLS, server_name, tls_reason, upstream_certificates, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +78,15 @@ class Dialled(NamedTuple):
     bulk_limit: int | None  # bytes; None: not asked, or it does not say
     primary: bool  # it says that it is one
     replica: bool  # the same
+
+
+class _Stage:
+    """How far an attempt has come: what it means if there is no answer."""
+
+    __slots__ = ("no_answer",)
+
+    def __init__(self) -> None:
+        self.no_answer = "no answer to the attempt to connect"
 
 
 class Dialler:
@@ -159,9 +168,10 @@ class Dialler:
 
     async def _dial_until(self, identity: Identity, name: bytes, *, ask: bool, ends: float) -> Dialled:
         for again in (True, False):
+            stage = _Stage()
             try:
                 with trio.fail_at(ends):
-                    return await self._attempt(identity, name, ask=ask)
+                    return await self._attempt(identity, name, stage, ask=ask)
             except trio.TooSlowError:
                 now = trio.current_time()
                 if now < ends + _OURSELVES_LATE or not again:
@@ -169,7 +179,7 @@ class Dialler:
                 ends = now + self._timeout
             except (OSError, UpstreamError) as problem:
                 raise DialError(_reason(problem)) from problem
-        raise NoAnswerError("no answer to the attempt to connect")
+        raise NoAnswerError(stage.no_answer)
 
     async def dial_patiently(self, identity: Identity, name: bytes) -> Dialled:
         """Dials until it works, or for as long as requests may wait. Raises Refused at once, and DialError then."""
@@ -225,7 +235,7 @@ class Dialler:
             self._say_turns_from = ends + _SAY_EVERY
         raise DialError(why)
 
-    async def _attempt(self, identity: Identity, name: bytes, *, ask: bool) -> Dialled:
+    async def _attempt(self, identity: Identity, name: bytes, stage: _Stage, *, ask: bool) -> Dialled:
         if identity.password is not None and self._spares:
             stream, _ = self._spares.pop()
             try:
@@ -233,12 +243,15 @@ class Dialler:
             except OSError as problem:
                 log.debug("a spare connection was of no use: %s", problem)
         own = self._own_password() if identity.password is None else None
-        return await self._become(await self._connect(), identity, name, own, ask=ask)
+        return await self._become(await self._connect(stage), identity, name, own, ask=ask)
 
-    async def _connect(self) -> ByteStream:
+    async def _connect(self, stage: _Stage) -> ByteStream:
         sock = await _connect(self._address)
+        stage.no_answer = "connected, but no answer to a request"
         if self._certificates is not None:
+            stage.no_answer = "no answer to the TLS handshake: does it speak TLS, which rediss:// asks for?"
             sock = await _start_tls(sock, self._certificates.latest(), self._server_name)
+            stage.no_answer = "connected, but no answer to a request"
         return ByteStream(sock)
 
     def _own_password(self) -> bytes | None:
@@ -479,7 +492,8 @@ def _reason(problem: Exception) -> str:
     elif isinstance(cause, OSError):
         problem = cause
     if isinstance(problem, ssl.SSLError):
-        return tls_reason(problem)
+        reason = tls_reason(problem)
+        return f"{reason}, which rediss:// asks for" if reason == NO_TLS else reason
     if isinstance(problem, OSError) and problem.errno is not None and not isinstance(problem, socket.gaierror):
         return os.strerror(problem.errno)
     return (problem.strerror if isinstance(problem, OSError) else None) or str(problem) or repr(problem)

@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import os
 import socket
+import struct
 import sys
 from collections import deque
 from contextlib import ExitStack, suppress
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from coalesce.core.lane import Lane
     from coalesce.core.resp import RequestReader
     from coalesce.core.session import Session
+    from coalesce.faults import Told
     from coalesce.poller import Poller
-    from coalesce.tls import Certificates
+    from coalesce.tls import Certificates, TlsSocket
 
 log = logging.getLogger("coalesce")
 
@@ -66,21 +68,25 @@ _PAUSE = 0.1
 _WORKS_AGAIN = 1.0
 # What follows a fault of ours.
 _CLOSED = "the client is closed"
+# Of a unix socket's other end: `struct ucred`.
+_CREDENTIALS = struct.Struct("iII")
 
 
 class Client:
-    """A client that shares lanes: its socket, and the outbox of what the socket would not take. `number` is for logs.
+    """A client that shares lanes: its socket, and the outbox of what the socket would not take. `number` and `origin`
+    (where it comes from) are for logs.
 
     Owns the socket until `pin` hands it on.
     """
 
     __slots__ = ("_clients", "_closing", "_deaf", "_flags", "_head_sent", "_heeds_end", "_held_by_core", "_holds",
-                 "_outbox", "_outbox_size", "_parked", "_pulse", "_reading", "_recv", "_send", "number", "session",
-                 "sock")  # fmt: skip
+                 "_outbox", "_outbox_size", "_parked", "_pulse", "_reading", "_recv", "_send", "number", "origin",
+                 "session", "sock")  # fmt: skip
 
-    def __init__(self, clients: Clients, sock: socket.socket) -> None:
+    def __init__(self, clients: Clients, sock: socket.socket, origin: str) -> None:
         self._clients = clients
         self.number = clients.accepted + 1
+        self.origin = origin
         self.sock: socket.socket | None = sock
         self._recv = sock.recv
         self._send = sock.send
@@ -104,7 +110,12 @@ class Client:
             raise
 
     def __str__(self) -> str:
-        return f"client c{self.number}"
+        return f"client c{self.number} ({self.origin})"
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """For the log: both ends."""
+        return {"client": f"c{self.number}", "address": self.origin} | self.session.lane.ids
 
     # --- called by the poller ---
 
@@ -137,7 +148,7 @@ class Client:
     def fail(self, fault: Exception) -> None:
         """A fault of ours while this client was served: it is closed, and its upstream connection too if it has one."""
         faults = self._clients.poller.faults
-        faults.say(str(self), fault, _CLOSED)
+        faults.say(self, fault, _CLOSED)
         self._clients.poller.tally.closed[Closed.FAULT] += 1
         self._drop_outbox()
         with faults.contained(str(self), "while it was closed"):
@@ -185,7 +196,9 @@ class Client:
             self._keep(data[sent:])
         elif self._outbox_size > self._clients.outbox_limit:
             self._clients.poller.tally.closed[Closed.OUTBOX] += 1
-            log.warning("%s left %d bytes of replies unread: closed", self, self._outbox_size)
+            size, limit = self._outbox_size, self._clients.outbox_limit
+            what = "%s is closed: it left %d bytes of replies unread (--outbox-limit %d)"
+            log.warning(what, self, size, limit, extra=self.ids)
             self._break()
         else:
             self._keep(data)
@@ -224,7 +237,7 @@ class Client:
         unsent = b"".join(self._outbox or ())[self._head_sent :]
         self._drop_outbox()
         keep_alive(sock, self._clients.silence)
-        self._clients.start_pin(str(self), sock, unsent, lane, pending)
+        self._clients.start_pin(self, sock, unsent, lane, pending)
 
     # --- called by whoever watches (liveness.py) ---
 
@@ -248,7 +261,7 @@ class Client:
     def evict(self, what: str) -> None:
         """As `Holder`. What is large of its requests, and has not left, is not run."""
         if self.sock is not None:
-            log.warning("%s is closed: %s", self, what)
+            log.warning("%s is closed: %s", self, what, extra=self.ids)
             self._clients.poller.tally.closed[Closed.MEMORY] += 1
             self._break()
         self._clients.exchange.withdraw(self.session)
@@ -348,9 +361,9 @@ def _chunk(reader: RequestReader) -> int:
 
 class Clients:
     """All clients: their listeners and their number. `start_pin` gets a client that keeps a connection of its own:
-    its name, its socket, what it was still to be sent, the lane whose connection it is, and what that was still to be
-    sent; it owns them from there on. With `certificates`, those that come over TCP speak TLS. `silence`: seconds after
-    which those that hold something others could have are given up when their host is not there any more.
+    itself (for logs), its socket, what it was still to be sent, the lane whose connection it is, and what that was
+    still to be sent; it owns them from there on. With `certificates`, those that come over TCP speak TLS. `silence`:
+    seconds after which those that hold something others could have are given up when their host is not there any more.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 (whom they speak to, and the limits)
@@ -359,7 +372,7 @@ class Clients:
         poller: Poller,
         max_clients: int,
         outbox_limit: int,
-        start_pin: Callable[[str, socket.socket, bytes, Lane, bytes], None],
+        start_pin: Callable[[Told, socket.socket, bytes, Lane, bytes], None],
         certificates: Certificates | None = None,
         handshake_timeout: float = 5.0,
         silence: float = 30.0,
@@ -371,6 +384,7 @@ class Clients:
         self.outbox_limit = outbox_limit
         self.silence = silence
         self.start_pin = start_pin
+        self.client = Client  # what is made for each: a tracer has another
         self.pinned = 0  # counted by whoever runs them
         self.accepted = 0
         self.left = trio.lowlevel.ParkingLot()  # who waits here is woken when a client has left
@@ -379,7 +393,7 @@ class Clients:
         self._listeners: list[Listener] = []
         self._accepting = True
         self._greetings = (
-            None if certificates is None else Greetings(certificates, poller, self._take, handshake_timeout)
+            None if certificates is None else Greetings(certificates, poller, self._take_greeted, handshake_timeout)
         )
 
     def forget(self, client: Client) -> None:
@@ -441,10 +455,10 @@ class Clients:
             listener.rest()
             close_listener(sock)
 
-    def welcome(self, sock: socket.socket) -> None:
-        """Takes a new client, or refuses it as Redis does."""
+    def welcome(self, sock: socket.socket, where: Any = None) -> None:
+        """Takes a new client, or refuses it as Redis does. `where`: its address, as `accept` says it."""
         try:
-            self._welcome(sock)
+            self._welcome(sock, _origin(sock, where))
         except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
             self._fail(sock, fault)
 
@@ -454,7 +468,7 @@ class Clients:
         self.poller.faults.say(f"client c{self.accepted}", fault, _CLOSED)
         sock.close()
 
-    def _welcome(self, sock: socket.socket) -> None:
+    def _welcome(self, sock: socket.socket, origin: str) -> None:
         if not self._accepting:
             sock.close()
             return
@@ -462,6 +476,8 @@ class Clients:
         greetings = None if sock.family == socket.AF_UNIX else self._greetings
         if len(self._shared) + self.greeting + self.pinned >= self.limit:
             self.poller.tally.clients_refused += 1
+            what = "a client (%s) is refused: there are %d already (--max-clients)"
+            log.warning(what, origin, self.limit, extra={"address": origin})
             if greetings is None:  # else it could not read it; Redis says nothing either
                 with suppress(OSError):
                     sock.send(MAX_CLIENTS)
@@ -469,22 +485,25 @@ class Clients:
             return
         try:
             if greetings is not None:
-                greetings.begin(sock)
+                greetings.begin(sock, origin)
                 return
         except OSError as problem:
-            _turn_away(sock, problem)
+            _turn_away(sock, origin, problem)
             return
-        self._take(sock)
+        self._take(sock, origin)
 
-    def _take(self, sock: socket.socket) -> None:
+    def _take_greeted(self, sock: TlsSocket) -> None:
+        self._take(sock, sock.origin)
+
+    def _take(self, sock: socket.socket, origin: str) -> None:
         """Owns the socket from here on; must not raise."""
         if not self._accepting:
             sock.close()
             return
         try:
-            self._shared.add(Client(self, sock))
+            self._shared.add(self.client(self, sock, origin))
         except OSError as problem:
-            _turn_away(sock, problem)
+            _turn_away(sock, origin, problem)
             return
         except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
             self._fail(sock, fault)
@@ -492,10 +511,18 @@ class Clients:
         self.accepted += 1
 
 
-def _turn_away(sock: socket.socket, problem: OSError) -> None:
+def _origin(sock: socket.socket, where: Any) -> str:
+    """Where a client comes from, for the log."""
+    if sock.family == socket.AF_UNIX:
+        pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        return f"unix, pid {pid}, uid {uid}"
+    return str(TcpAddress(*where[:2])) if where else "from nowhere"
+
+
+def _turn_away(sock: socket.socket, origin: str, problem: OSError) -> None:
     """Closes it, and says why, unless it had left already: anybody can connect and reset, as often as he likes."""
     if not (isinstance(problem, ConnectionError) or problem.errno == errno.ENOTCONN):
-        log.warning("a client could not be taken: %s", problem.strerror)
+        log.warning("a client (%s) could not be taken: %s", origin, problem.strerror, extra={"address": origin})
     sock.close()
 
 
@@ -528,9 +555,9 @@ class Listener:
         del flags
         try:
             for _ in range(_ACCEPTS):
-                sock, _ = self._sock.accept()
+                sock, where = self._sock.accept()
                 self._works = True
-                self._clients.welcome(sock)
+                self._clients.welcome(sock, where)
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as problem:

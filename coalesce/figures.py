@@ -1,15 +1,14 @@
 """What there is to be seen of a running coalesce: one look at it, in plain values, for metrics.py and status.py.
 
-Nothing in here says what a client sent; `settings` are those of the command line, without secrets.
+Nothing in here says what a client sent.
 """
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coalesce.config import Config, Upstream
 from coalesce.core.histogram import Histogram
 from coalesce.core.lane import LaneState
 from coalesce.core.ledger import Kind
@@ -17,6 +16,7 @@ from coalesce.core.ledger import Kind
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from coalesce.config import Upstream
     from coalesce.core.lane import Lane
     from coalesce.core.ledger import Outcomes
 
@@ -86,7 +86,7 @@ class Figures:
     dials: dict[str, int]  # by outcome
     protocol_errors: dict[str, int]  # by side
     faults: int
-    settings: dict[str, object]
+    log_lines_dropped: int
 
     @property
     def shared_lanes(self) -> list[LaneFigures]:
@@ -127,35 +127,3 @@ def merged(histograms: Iterable[Histogram]) -> Histogram:
         whole.counts = [one + other for one, other in zip(whole.counts, histogram.counts, strict=True)]
         whole.total += histogram.total
     return whole
-
-
-# Not on the command line.
-_NO_FLAGS = {"hold_below"}
-
-
-def settings(config: Config) -> dict[str, object]:
-    """By the names of the flags, as one would write them, without passwords."""
-    said: dict[str, object] = {}
-    for field in fields(config):
-        if field.name not in _NO_FLAGS:
-            said[field.name.replace("_", "-")] = _said(field.name, getattr(config, field.name))
-    return said
-
-
-def _said(name: str, value: object) -> object:
-    if isinstance(value, Upstream):
-        return shown(value)
-    if isinstance(value, tuple):
-        return [str(each) for each in value]
-    if name == "socket_mode" and isinstance(value, int):
-        return f"{value:04o}"
-    if name == "admin":
-        return "off" if value is None else str(value)
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
-
-
-def shown(upstream: Upstream) -> str:
-    """Its address, without user and password."""
-    if upstream.tls or upstream.database:
-        return f"redis{'s' * upstream.tls}://{upstream.address}/{upstream.database}"
-    return str(upstream.address)

@@ -23,7 +23,6 @@ import ssl
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from coalesce.config import TcpAddress
 from coalesce.core.containment import contained
 from coalesce.poller import READABLE, WRITABLE
 from coalesce.tls import tls_reason, wrap
@@ -39,9 +38,6 @@ log = logging.getLogger("coalesce")
 # Steps of handshakes in a round of the poller; one that signs with RSA takes 0.7 ms. Without this limit a PING took up
 # to 187 ms while 300 others connected.
 _STEPS = 4
-# Seconds between two lines about handshakes that failed: a port scanner must not fill the log, and an operator has to
-# see that clients have the wrong certificate.
-_SAY_EVERY = 60.0
 # Of TLS: bytes before the content of a record, and of a message's type and length within it; content types; bytes of a
 # record at the most.
 _RECORD_HEADER = 5
@@ -61,24 +57,23 @@ class Greetings:
     """
 
     def __init__(
-        self, certificates: Certificates, poller: Poller, done: Callable[[socket.socket], None], timeout: float
+        self, certificates: Certificates, poller: Poller, done: Callable[[TlsSocket], None], timeout: float
     ) -> None:
         self.timeout = timeout
         self.poller = poller
         self._certificates = certificates
         self._done = done
         self._under_way: dict[Greeting, None] = {}  # the oldest first
-        self._failures = 0  # since the last line about them
-        self._say_from = 0.0
         self._round = 0
         self._steps = 0  # in that round
 
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def begin(self, sock: socket.socket) -> None:
+    def begin(self, sock: socket.socket, origin: str = "") -> None:
         """Owns the socket from here on. Raises OSError, and has closed it then."""
         wrapped = wrap(self._certificates.latest(), sock)
+        wrapped.origin = origin
         try:
             greeting = Greeting(self, wrapped)
         except BaseException:
@@ -121,13 +116,8 @@ class Greetings:
         self._done(greeting.sock)
 
     def failed(self, greeting: Greeting, why: str) -> None:
-        """Closes it, and says so if nothing has been said for a while."""
-        self._failures += 1
-        now = monotonic()
-        if now >= self._say_from:
-            log.warning("TLS handshakes of clients that failed: %d, the last one: %s", self._failures, why)
-            self._say_from = now + _SAY_EVERY
-            self._failures = 0
+        """Closes it, and says why."""
+        log.warning("%s failed: %s", greeting, why, extra=greeting.ids)
         self.close(greeting)
 
 
@@ -220,15 +210,16 @@ class Greeting:
     def fail(self, fault: Exception) -> None:
         """A fault of ours while it was served."""
         faults = self._greetings.poller.faults
-        faults.say(str(self), fault, "it is given up")
-        with faults.contained(str(self), "while it was given up"):
+        faults.say(self, fault, "it is given up")
+        with faults.contained(self, "while it was given up"):
             self._greetings.close(self)
 
     def __str__(self) -> str:
-        try:
-            return f"TLS handshake with {TcpAddress(*self.sock.getpeername()[:2])}"
-        except OSError:
-            return "TLS handshake with somebody who has left"
+        return f"TLS handshake with {self.sock.origin}"
+
+    @property
+    def ids(self) -> dict[str, str]:
+        return {"address": self.sock.origin}
 
     def _watch(self, flags: int) -> None:
         if flags != self._flags:

@@ -163,7 +163,7 @@ async def watch(
                     connection.lose(why, Lost.SILENT)
         for pin in list(pins):
             if pin.pulse.silent_for(now) > silence:
-                log.warning("%s is closed: %s", pin.name, why)
+                log.warning("%s is closed: %s", pin, why, extra=pin.ids)
                 pin.tally.closed[Closed.LOST_UPSTREAM] += 1
                 pin.give_up()
         now = perf_counter()

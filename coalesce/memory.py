@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 class Holder(Protocol):
     """A client that something is held for, or was, and the requests that it left behind."""
 
+    @property
+    def ids(self) -> dict[str, str]:
+        """For the log, as for `faults.Told`."""
+
     def evict(self, what: str, /) -> None:
         """Closes it, if it is not closed yet, and says why: `what` it held. Gives back what can be given back."""
 
@@ -55,5 +59,5 @@ class Memory:
             if self.total <= self.limit:
                 return
             what = f"it held {held} bytes, the most, and all clients {self.total} (clients-memory: {self.limit})"
-            with self._poller.faults.contained(str(holder), "while it was closed"):
+            with self._poller.faults.contained(holder, "while it was closed"):
                 holder.evict(what)

@@ -6,8 +6,6 @@ keys, values, user names or addresses.
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import version
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 
+from coalesce.build import build_info
 from coalesce.core.lane import LaneState
 from coalesce.figures import SHARED_KINDS, State
 
@@ -52,10 +51,9 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         figures = self._look()
-        yield _gauge(
-            "build_info", "What runs.", ("version", "commit", "python"),
-            {(version("coalesce"), "", platform.python_version()): 1},
-        )  # fmt: skip
+        build = build_info()
+        labels = (build.version, build.commit or "", build.python)
+        yield _gauge("build_info", "What runs.", build._fields, {labels: 1})
         yield from _clients(figures)
         yield from _connections(figures)
         yield from _commands(figures)
@@ -121,6 +119,7 @@ def _commands(figures: Figures) -> Iterator[Metric]:
 def _troubles(figures: Figures) -> Iterator[Metric]:
     yield _counter("protocol_errors", "What was not RESP.", ("side",), _by_one(figures.protocol_errors))
     yield _counter("faults", "Faults of coalesce's own.", (), {(): figures.faults})
+    yield _counter("log_lines_dropped", "Lines of the log that nobody read.", (), {(): figures.log_lines_dropped})
     yield _gauge("paused", "Whether commands are held.", (), {(): figures.state is State.PAUSED})
     yield _gauge("draining", "Whether it is about to end.", (), {(): figures.state is State.DRAINING})
 

@@ -301,6 +301,19 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
             ". A second signal ends at once",
         ),
     ),
+    "The log": (
+        Option("log_format", click.Choice(["human", "json"]), "Lines for people, or a JSON object each"),
+        Option(
+            "log_level", click.Choice(["debug", "info", "warning", "error"]), "What is below it is left out of the log"
+        ),
+        Option(
+            "trace",
+            None,
+            "Print all conversations to standard output, as transcripts without keys and values",
+            ": `tests/transcripts` says how to read them",
+        ),
+        Option("trace_values", None, "The same with keys and values", "; passwords are never shown"),
+    ),
 }
 OPTIONS = {option.name: option for options in SECTIONS.values() for option in options}
 

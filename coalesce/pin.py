@@ -18,17 +18,30 @@ from coalesce.tally import Closed, Tally
 if TYPE_CHECKING:
     import socket
 
+    from coalesce.core.lane import Lane
+    from coalesce.faults import Told
     from coalesce.memory import Memory
 
 log = logging.getLogger("coalesce")
 
 
+class Pinned:
+    """Who it is about, for the log: a client, and the lane that was lent to it for good."""
+
+    def __init__(self, client: Told, lane: Lane) -> None:
+        self._name = f"{client}, pinned to u{lane.number}"
+        self.ids = client.ids | lane.ids
+
+    def __str__(self) -> str:
+        return self._name
+
+
 class Pin:
-    """One client with its own upstream connection. Owns both sockets. `name` is for logs."""
+    """One client with its own upstream connection. Owns both sockets. `pinned` is for logs."""
 
     def __init__(  # noqa: PLR0913, PLR0917 (two ends, and what has not reached them)
         self,
-        name: str,
+        pinned: Told,
         client: socket.socket,
         unsent: bytes,
         upstream: socket.socket,
@@ -36,7 +49,7 @@ class Pin:
         memory: Memory,
         tally: Tally | None = None,
     ) -> None:
-        self.name = name
+        self._pinned = pinned
         self._client = ByteStream(client)
         self._unsent = unsent  # replies that the client did not take yet
         self._upstream = ByteStream(upstream)
@@ -50,7 +63,11 @@ class Pin:
         self._count()
 
     def __str__(self) -> str:
-        return self.name
+        return str(self._pinned)
+
+    @property
+    def ids(self) -> dict[str, str]:
+        return self._pinned.ids
 
     async def run(self) -> None:
         """Serves the client until either side ends."""
@@ -91,7 +108,7 @@ class Pin:
 
     def evict(self, what: str) -> None:
         """As `Holder`."""
-        log.warning("%s is closed: %s", self, what)
+        log.warning("%s is closed: %s", self, what, extra=self.ids)
         self.tally.closed[Closed.MEMORY] += 1
         self.give_up()
         self.close()

@@ -33,12 +33,13 @@ from coalesce.core.exchange import Exchange, Totals
 from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.dial import DialError, Dialler, NotLetInError, Refused
-from coalesce.downstream import Clients, close_listener, is_loopback, is_of_this_host, open_listeners
-from coalesce.figures import SHARED_KINDS, Figures, State, lane_figures, merged, settings
+from coalesce.downstream import Client, Clients, close_listener, is_loopback, is_of_this_host, open_listeners
+from coalesce.figures import SHARED_KINDS, Figures, State, lane_figures, merged
 from coalesce.liveness import watch, watch_clients
+from coalesce.logs import dropped, trace
 from coalesce.memory import Memory
 from coalesce.passwords import ClientPasswords, PasswordFileError
-from coalesce.pin import Pin
+from coalesce.pin import Pin, Pinned
 from coalesce.poller import Poller
 from coalesce.tally import Closed, Dial, Lost, Side
 from coalesce.tls import CertificateError, listener_certificates
@@ -49,7 +50,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from coalesce.config import Address, Config
+    from coalesce.core.session import Session
     from coalesce.dial import Dialled
+    from coalesce.faults import Told
 
 log = logging.getLogger("coalesce")
 
@@ -109,6 +112,21 @@ async def dial_first(dialler: Dialler, address: Address, identity: Identity, nam
         raise StartError(f"can't reach upstream {address}: {problem}") from None
 
 
+def _say_limit(session: Session, what: str) -> None:
+    client = session.peer
+    ids = client.ids if isinstance(client, Client) else None
+    log.warning("%s %s", client, what, extra=ids)
+
+
+_PLAIN = Exchange, Client, Connection
+
+
+def _traced(config: Config) -> tuple[type[Exchange], type[Client], type[Connection]]:
+    from coalesce.trace import Tracer, traced  # noqa: PLC0415 (for those who want it)
+
+    return traced(Tracer(trace, values=config.trace_values))
+
+
 def _secret() -> bytes:
     return secrets.token_hex(16).encode()
 
@@ -139,7 +157,10 @@ class Server:
         self._began = perf_counter()
         base = Identity(None, None, upstream.database, 2)
         limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.max_leases, config.hold_below)
-        self._exchange = Exchange(base, self._open_lane, limits, secret, judge, self._say_fault, perf_counter)
+        exchange, client, connection = _traced(config) if config.trace or config.trace_values else _PLAIN
+        self._exchange = exchange(
+            base, self._open_lane, limits, secret, judge, self._say_fault, perf_counter, _say_limit
+        )
         # (An identity has a lane, and another for what is large.)
         max_clients = allowed_clients(config.max_clients, config.max_leases + 2 * config.max_lanes + _OTHER_DESCRIPTORS)
         self._memory = Memory(config.clients_memory, self.poller)
@@ -155,6 +176,7 @@ class Server:
             config.client_silence,
             self._memory,
         )
+        self._clients.client, self._keeper.connection = client, connection
 
     async def serve(self, task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED) -> Summary:
         """Runs until a signal has been seen and what is owed has been delivered. Raises StartError.
@@ -249,7 +271,7 @@ class Server:
             dials={outcome.value: tally.dials[outcome] for outcome in Dial},
             protocol_errors={side.value: broken[side] for side in Side},
             faults=self.faults.count,
-            settings=settings(self._config),
+            log_lines_dropped=dropped(),
         )
 
     def why_not_ready(self) -> str | None:
@@ -349,9 +371,8 @@ class Server:
                 return
 
     def _fail(self, lane: Lane, fault: Exception) -> None:
-        whose = f"lane u{lane.number}"
-        self.faults.say(whose, fault, "the connection is closed")
-        with self.faults.contained(whose, "while the connection was closed"):
+        self.faults.say(lane, fault, "the connection is closed")
+        with self.faults.contained(lane, "while the connection was closed"):
             if lane.link is not None:
                 self._exchange.lose(lane)
             elif lane.exclusive and lane.state is not LaneState.CLOSED:
@@ -359,7 +380,7 @@ class Server:
         self._exchange.flush(perf_counter())
 
     def _say_fault(self, lane: Lane, fault: Exception) -> None:
-        self.faults.say(f"lane u{lane.number}", fault, "who waits for it is closed")
+        self.faults.say(lane, fault, "who waits for it is closed")
 
     async def _for_ever(self, task: Callable[[], Awaitable[None]]) -> None:
         """A task that serves everybody, and begins anew after a fault of ours."""
@@ -377,19 +398,19 @@ class Server:
     async def _watch_clients(self) -> None:
         await watch_clients(self._clients, self._pins, self._config.client_silence)
 
-    def _start_pin(self, client: str, sock: socket.socket, unsent: bytes, lane: Lane, pending: bytes) -> None:
+    def _start_pin(self, client: Told, sock: socket.socket, unsent: bytes, lane: Lane, pending: bytes) -> None:
         """Owns the client and the lane's connection from here on; must not raise: no session speaks for them."""
         assert self._nursery is not None
         assert isinstance(lane.link, Connection)
         self._clients.pinned += 1
-        name = f"{client}, pinned to u{lane.number}"
-        with self.faults.contained(name, "the client is closed"), ExitStack() as undo:
+        pinned = Pinned(client, lane)
+        with self.faults.contained(pinned, "the client is closed"), ExitStack() as undo:
             undo.callback(self._unpin)
             undo.callback(self.poller.close_removed, sock)
             undo.callback(lane.link.discard)
             upstream, rest = lane.link.release()
             undo.callback(self.poller.close_removed, upstream)
-            pin = Pin(name, sock, unsent, upstream, rest + pending, self._memory, self.poller.tally)
+            pin = Pin(pinned, sock, unsent, upstream, rest + pending, self._memory, self.poller.tally)
             undo.callback(pin.close)
             if self._draining:
                 pin.drain()
@@ -403,7 +424,7 @@ class Server:
             with self.poller.others_in_a_hurry():
                 await pin.run()
         except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
-            self.faults.say(pin.name, fault, "the client is closed")
+            self.faults.say(pin, fault, "the client is closed")
             self.poller.tally.closed[Closed.FAULT] += 1
         finally:
             self._pins.discard(pin)

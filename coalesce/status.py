@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections import deque
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from coalesce.build import build_info
 from coalesce.core.histogram import quantile
 from coalesce.wrong import what_is_wrong
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from coalesce.core.histogram import Histogram
     from coalesce.figures import Figures, LaneFigures
@@ -40,10 +39,11 @@ class _Sample(NamedTuple):
 
 
 class Status:
-    """What /status says of what `look` sees."""
+    """What /status says of what `look` sees. `settings`: by their flags' names, without secrets."""
 
-    def __init__(self, look: Callable[[], Figures]) -> None:
+    def __init__(self, look: Callable[[], Figures], settings: Mapping[str, object]) -> None:
         self._look = look
+        self._settings = settings
         self._last: _Sample | None = None
         self._now: dict[str, float | None] = dict.fromkeys(_NOW)
         self._history: deque[list[float | None]] = deque(maxlen=_KEPT)
@@ -72,9 +72,7 @@ class Status:
         user = upstream.username
         said: dict[str, Any] = {
             "coalesce": {
-                "version": version("coalesce"),
-                "commit": None,
-                "python": platform.python_version(),
+                **build_info()._asdict(),
                 "pid": os.getpid(),
                 "started": self._started,
                 "uptime_seconds": round(figures.uptime, 3),
@@ -100,13 +98,13 @@ class Status:
             "now": self._now,
             "history": {"every_seconds": 1, "columns": _COLUMNS, "samples": list(self._history)},
             "limits": {
-                name: figures.settings[name]
+                name: self._settings[name]
                 for name in (
                     "max-clients", "lane-limit", "client-limit", "max-leases", "max-lanes", "outbox-limit",
                     "clients-memory",
                 )
             },
-            "settings": figures.settings,
+            "settings": self._settings,
         }  # fmt: skip
         said["wrong"] = what_is_wrong(said)
         return json.dumps(said).encode() + b"\n"

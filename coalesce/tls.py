@@ -39,6 +39,8 @@ class TlsSocket(ssl.SSLSocket):
     already, and records may have been made of others. More may follow them.
     """
 
+    origin = ""  # where an accepted one comes from, for the log
+
     def recv(self, buflen: int = _RECORD, flags: int = 0) -> bytes:
         try:
             return super().recv(max(buflen, _RECORD), flags)
@@ -155,9 +157,14 @@ def tls_reason(problem: ssl.SSLError) -> str:
         return f"its certificate can't be verified: {problem.verify_message}"
     if isinstance(problem, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return "hung up in the TLS handshake"
+    if problem.reason in _NO_TLS:
+        return NO_TLS
     return f"TLS: {(problem.reason or problem.strerror or str(problem)).replace('_', ' ').lower()}"
 
 
+NO_TLS = "it does not speak TLS"
+# What OpenSSL 1.1 to 3.5 make of what is no record.
+_NO_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL"}
 # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH, whose texts repeat the name.
 _MISMATCHES = {62, 64}
 

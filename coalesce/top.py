@@ -8,22 +8,23 @@ import os
 import select
 import sys
 import time
-from http.client import HTTPConnection, HTTPException
+from http.client import OK
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import click
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from coalesce.config import Config, TcpAddress, parse_admin
+from coalesce.ask import AskError, ask
 from coalesce.wrong import what_is_wrong
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from rich.console import RenderableType
+
+    from coalesce.config import TcpAddress
 
     Status = Mapping[str, Any]
 
@@ -42,27 +43,17 @@ _NARROW = 90
 _LANE_STATES = {"dialling": "notice", "ready": "good", "failing": "error"}
 
 
-class NoAnswerError(Exception):
-    """Nobody answers there, or not what coalesce would; its text says which."""
-
-
-def ask(admin: TcpAddress) -> Status:
-    """What /status says. Raises NoAnswerError."""
-    connection = HTTPConnection(admin.host, admin.port, timeout=_PATIENCE)  # (past any proxy of the environment)
+def look(admin: TcpAddress) -> Status:
+    """What /status says. Raises AskError."""
+    code, body = ask(admin, "GET", "/status", _PATIENCE)
+    if code != OK:
+        raise AskError(f"{admin} answers with HTTP {code} to /status")
     try:
-        connection.request("GET", "/status")
-        response = connection.getresponse()
-        body = response.read()
-        if response.status != 200:
-            raise NoAnswerError(f"no answer from {admin}: HTTP {response.status} for /status")
         status = json.loads(body)
-    except (OSError, HTTPException, ValueError) as problem:
-        why = (isinstance(problem, OSError) and problem.strerror) or str(problem) or type(problem).__name__
-        raise NoAnswerError(f"no answer from {admin}: {why}") from None
-    finally:
-        connection.close()
+    except ValueError:
+        status = None
     if not isinstance(status, dict) or "coalesce" not in status:
-        raise NoAnswerError(f"who answers at {admin} is not coalesce")
+        raise AskError(f"who answers at {admin} is not coalesce")
     return cast("Status", _printable(status))
 
 
@@ -78,8 +69,16 @@ def _printable(value: Any) -> Any:
     return value
 
 
-def top(admin: TcpAddress, console: Console) -> None:
-    """A frame a second, until q or Control-C."""
+def top(admin: TcpAddress, once: bool) -> None:
+    """A frame a second, until q or Control-C. `once`, and where nobody looks at a terminal: one. Raises AskError."""
+    console = Console(highlight=False)
+    if once or not console.is_terminal:
+        console.print(frame(look(admin), console.width))
+    else:
+        _watch(admin, console)
+
+
+def _watch(admin: TcpAddress, console: Console) -> None:
     shown: Status | None = None
     seen = 0.0
     with (
@@ -90,9 +89,9 @@ def top(admin: TcpAddress, console: Console) -> None:
         while True:
             due = time.monotonic() + _EVERY
             try:
-                shown, seen = ask(admin), time.monotonic()
+                shown, seen = look(admin), time.monotonic()
                 live.update(frame(shown, console.width), refresh=True)
-            except NoAnswerError as silence:
+            except AskError as silence:
                 live.update(_silent(str(silence), shown, time.monotonic() - seen, console.width), refresh=True)
             if keys.pressed(b"qQ", due):
                 return
@@ -320,48 +319,3 @@ def _span(seconds: float) -> str:
     units = ((whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s"))
     begun = next((place for place, (value, _) in enumerate(units) if value), len(units) - 1)
     return " ".join(f"{value:,} {unit}" for value, unit in units[begun : begun + 2] if value) or "0 s"
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-class _Admin(click.ParamType[TcpAddress]):
-    name = "address"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> TcpAddress:
-        if isinstance(value, TcpAddress):
-            return value
-        try:
-            address = parse_admin(str(value))
-        except ValueError as problem:
-            self.fail(str(problem), param, ctx)
-        if address is None:
-            self.fail("there is nobody to ask: the admin is off", param, ctx)
-        return address
-
-
-@click.command("top", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--admin",
-    type=_Admin(),
-    default=cast("TcpAddress", Config.admin),
-    show_default=True,
-    envvar="COALESCE_ADMIN",
-    metavar="ADDRESS",
-    help="host:port of the running one's --admin.",
-)
-@click.option("--once", is_flag=True, help="Print one frame and end: for pipes.")
-def command(admin: TcpAddress, once: bool) -> None:
-    """Show what a running coalesce does, live; q ends it.
-
-    Exit codes: 0; 1 with --once when coalesce does not answer; 2 for a wrong flag.
-    """
-    console = Console(highlight=False)
-    if not once and console.is_terminal:
-        top(admin, console)
-        return
-    try:
-        console.print(frame(ask(admin), console.width))
-    except NoAnswerError as silence:
-        click.echo(f"coalesce: {silence}", err=True)
-        sys.exit(1)

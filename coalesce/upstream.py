@@ -106,7 +106,8 @@ class Connection:
             try:
                 self._exchange.replies(self._lane, data, perf_counter())
             except UpstreamError as problem:
-                log.warning("lane u%d: %s: the connection can't be trusted any more", self._lane.number, problem)
+                lane = self._lane
+                log.warning("%s: %s: the connection can't be trusted any more", lane, problem, extra=lane.ids)
                 self._tally.protocol_errors[Side.UPSTREAM] += 1
                 self.lose(str(problem), Lost.DESYNC)
                 return
@@ -118,9 +119,9 @@ class Connection:
 
     def fail(self, fault: Exception) -> None:
         """A fault of ours while this lane was served: its connection can't be trusted any more."""
-        faults, whose = self._poller.faults, f"lane u{self._lane.number}"
-        faults.say(whose, fault, "the connection is closed")
-        with faults.contained(whose, "while the connection was closed"):
+        faults = self._poller.faults
+        faults.say(self._lane, fault, "the connection is closed")
+        with faults.contained(self._lane, "while the connection was closed"):
             self.lose("a fault in coalesce", Lost.FAULT)
 
     def _break(self, problem: OSError) -> None:
@@ -189,7 +190,7 @@ class Connection:
         """Says why the connection was lost."""
         if self.why:
             level = logging.DEBUG if self._lane.exclusive else logging.WARNING  # there may be a thousand leases
-            log.log(level, "lane u%d: connection lost: %s", self._lane.number, self.why)
+            log.log(level, "%s: connection lost: %s", self._lane, self.why, extra=self._lane.ids)
 
     def release(self) -> tuple[socket.socket, bytes]:
         """Hands the socket on, and what it did not take yet. The lane is over."""
@@ -217,6 +218,7 @@ class Keeper:
         self._poller = poller
         self._dialler = dialler
         self._patience = patience
+        self.connection = Connection  # what is made for each: a tracer has another
         self._homes = trio.lowlevel.ParkingLot()  # those who wait for news of the lane that theirs is to stand beside
 
     async def keep(self, lane: Lane) -> None:  # noqa: C901 (a dial, and each of its outcomes)
@@ -244,7 +246,7 @@ class Keeper:
                     await self._go_without(lane, refusal.reply, refusals)
                     why = "refused"
                 elif not self._exchange.is_base(lane):
-                    log.debug("lane u%d: refused", lane.number)  # the reply may repeat the password
+                    log.debug("%s: refused", lane, extra=lane.ids)  # the reply may repeat the password
                     self._exchange.refuse(lane, refusal.reply)
                     self._homes.unpark_all()
                     self._exchange.flush(perf_counter())
@@ -357,7 +359,7 @@ class Keeper:
             self._exchange.bulk_limit = dialled.bulk_limit
         lane.version = dialled.version
         lane.primary = dialled.primary
-        connection = Connection(dialled.sock, lane, self._exchange, self._poller)
+        connection = self.connection(dialled.sock, lane, self._exchange, self._poller)
         try:
             self._exchange.connected(lane, connection, dialled.round_trip)
             self._exchange.flush(perf_counter())
@@ -479,7 +481,7 @@ class Keeper:
             dialled.sock.close()
             raise
         if not connection.lost.is_set():
-            log.info("lane u%d: the upstream turned requests away; going on with a new connection", lane.number)
+            log.info("%s: the upstream turned requests away; going on with a new connection", lane, extra=lane.ids)
             connection.end()
         return dialled
 

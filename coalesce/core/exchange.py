@@ -63,6 +63,7 @@ _LONG_NAME = 1024
 _LONG_CREDENTIALS = 16 * 1024
 # Bytes from which on a request counts as its session's own where the lane is full: thousands may each say one more.
 _COUNTED = 16 * 1024
+_LANES_IN_USE = "%d users, databases and protocol versions are in use (--max-lanes)"
 # Replies in a row that were not large, after which a session leaves the lane for what is large.
 _SMALL_AGAIN = 16
 
@@ -92,13 +93,18 @@ def _raise(lane: Lane, fault: Exception) -> None:
     raise fault
 
 
+def _ignore(session: Session, what: str) -> None:
+    del session, what
+
+
 class Exchange:
     """All sessions and lanes of one upstream.
 
     `open_lane` is called with each new lane and starts to connect it; `connected`, `replies`, `lose`, `fail`, `refuse`
     and `lease_failed` tell what became of it. `secret` gives what no client can guess. With a
     `judge` of passwords, clients have to authenticate to coalesce: see door.py. `say_fault` is told of a fault of ours
-    on a lane without a connection (one with a connection has its link told). `clock` is read once a batch.
+    on a lane without a connection (one with a connection has its link told); `say_limit` of a session that a limit
+    keeps from what it wants, and why. `clock` is read once a batch.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 (what it can't know by itself)
@@ -110,6 +116,7 @@ class Exchange:
         judge: Callable[[bytes], bool] | None = None,
         say_fault: Callable[[Lane, Exception], None] = _raise,
         clock: Callable[[], float] = lambda: 0.0,
+        say_limit: Callable[[Session, str], None] = _ignore,
     ) -> None:
         self.base = base
         self.limits = limits
@@ -128,6 +135,7 @@ class Exchange:
         self._judge = judge
         self._open_lane = open_lane
         self._say_fault = say_fault
+        self.say_limit = say_limit
         self._retired = {False: Totals(), True: Totals()}  # of lanes that are no more: shared ones, leases
         self.ledgers = {kind: Ledger() for kind in Kind}
         self._numbers = 0
@@ -766,7 +774,10 @@ class Exchange:
                     self._set_out(session, answer)
                     return
             move = move_of(session.lane.identity, session.lane.authenticated, arguments)
-        if move is None or self._is_one_too_many(move.identity):
+        one_too_many = move is not None and self._is_one_too_many(move.identity)
+        if one_too_many:
+            self.say_limit(session, f"takes a connection of its own: {_LANES_IN_USE % self.limits.lanes}")
+        if move is None or one_too_many:
             self._borrow(session, arguments)
         else:
             self._set_out(session, move)
@@ -786,6 +797,7 @@ class Exchange:
         """A session to which nothing is owed moves, if the upstream says yes."""
         if move.identity.password is not None and self._is_one_too_many(move.identity):
             # Through the door nobody gets a connection of his own: until the upstream has said yes, it would be ours.
+            self.say_limit(session, f"is refused: {_LANES_IN_USE % self.limits.lanes}")
             session.become(SessionState.FLOWING)
             self.ledgers[Kind.SHARED].refused += 1
             session.peer.write(replies.no_lane(self.limits.lanes))
@@ -947,6 +959,8 @@ class Exchange:
 
     def _first_connected(self, lane: Lane) -> None:
         if self._judge and lane.identity.password is not None and self._lanes_that_count > self.limits.lanes:
+            for session in [caller.session for _, caller in lane.first if isinstance(caller, Moving)]:
+                self.say_limit(session, f"is refused: {_LANES_IN_USE % self.limits.lanes}")
             self._refuse(lane, replies.no_lane(self.limits.lanes))
         else:
             self.leases.renew(lane.identity, dialled=False)  # an older connection may lead elsewhere

@@ -215,6 +215,14 @@ class Lane:
         state = self.state.name.lower()
         return f"<Lane u{self.number} {state} unsent={len(self.callers)} in_flight={len(self.in_flight)}>"
 
+    def __str__(self) -> str:
+        return f"lane u{self.number}"
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """For the log."""
+        return {"lane": f"u{self.number}"}
+
     @property
     def kind(self) -> Kind:
         return Kind.LEASED if self.exclusive else Kind.LARGE if self.large else Kind.SHARED

@@ -213,6 +213,9 @@ class Leases:
             self._queue = deque(each for each in self._queue if each[0].state is SessionState.BORROWING)
             self._tidy_at = max(_TIDY_AT, 2 * len(self._queue))
         self.serve()
+        if session.state is SessionState.BORROWING and session.lease is None:
+            what = f"waits for a connection of its own: all {self.limit} are taken (--max-leases)"
+            self._exchange.say_limit(session, what)
 
     def serve(self) -> None:
         """Lends to those who wait, in the order in which they came, as long as there is something to lend."""

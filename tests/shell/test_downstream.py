@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import socket
 import struct
@@ -82,7 +83,8 @@ def test_the_log_says_which_client_read_too_little(caplog: pytest.LogCaptureFixt
         for _ in range(2):  # the first is always taken, and more of it is kept than may be
             deaf.write(bytes(2 * LARGE))
         (said,) = (record.getMessage() for record in caplog.records)
-        assert re.fullmatch(r"client c2 left \d+ bytes of replies unread: closed", said)
+        name = f"client c2 (unix, pid {os.getpid()}, uid {os.getuid()})"
+        assert re.fullmatch(rf"{re.escape(name)} is closed: it left \d+ bytes of replies unread .*", said)
         assert pairs[1][0].fileno() == -1
         assert clients.shared == 2
         clients.close_all()

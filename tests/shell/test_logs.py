@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import logging
 import os
+import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from coalesce.logs import logging_to_stderr, traceback_without_texts
+from coalesce import logs
+from coalesce.logs import Repeats, logging_to_stderr, traceback_without_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,6 +125,132 @@ async def ends_a_destructor(self):
 """
 
 
+@contextmanager
+def standard_error_in_a_pipe(size=4096):
+    """The end that is read from, of a pipe that holds so many bytes."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, size)
+    before = os.dup(2)
+    os.dup2(writing, 2)
+    os.close(writing)
+    try:
+        with os.fdopen(reading, "rb", buffering=0) as pipe:
+            yield pipe
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def objects(text):
+    """One a line, and nothing else."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_an_object_a_line_for_machines(capfd):
+    log = logging.getLogger("coalesce")
+    with logging_to_stderr(form="json"):
+        log.warning("%s left %d bytes", "client c7", 3, extra={"client": "c7", "address": "[::1]:5", "lane": "u0"})
+        log.info('a line\nand "another"')
+        log.error("a fault", exc_info=raised(grouped))
+        log.debug("nobody wants to know")
+    said = objects(capfd.readouterr().err)
+    for each in said:
+        assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", each.pop("time"))
+    told, line, fault = said
+    assert told == {
+        "level": "WARNING", "message": "client c7 left 3 bytes", "client": "c7", "address": "[::1]:5", "lane": "u0"
+    }  # fmt: skip
+    assert line == {"level": "INFO", "message": 'a line\nand "another"'}
+    text = fault.pop("traceback")
+    assert fault == {"level": "ERROR", "message": "a fault"}
+    assert text.count("Traceback (most recent call last):") > 1
+    assert "in grouped" in text
+    assert "ada" not in text
+
+
+def test_an_event_is_one_line_for_people_too(capfd):
+    with logging_to_stderr():
+        logging.getLogger("coalesce").info("a line\nand %s", "\x1b[2Janother\u2028")
+    assert capfd.readouterr().err.endswith(" INFO a line\\x0aand \\x1b[2Janother\\x2028\n")
+
+
+def test_levels(capfd):
+    with logging_to_stderr("WARNING"):
+        logging.getLogger("coalesce").info("nobody wants to know")
+        logging.getLogger("coalesce").warning("somebody does")
+    assert re.fullmatch(r"[\d ,:-]+ WARNING somebody does\n", capfd.readouterr().err)
+
+
+@pytest.mark.parametrize("form", ["human", "json"])
+def test_nobody_waits_for_who_reads_and_what_is_dropped_is_counted(form):
+    with standard_error_in_a_pipe() as pipe, logging_to_stderr(form=form) as log:
+        for number in range(5000):
+            logging.getLogger("coalesce").info(f"line {number} is there")  # noqa: G004 (no two alike)
+        assert 3000 < log.dropped < 4000
+        first = log.dropped
+        read = b""
+        while read.count(b" is there") < 5000 - first:
+            read += pipe.read(65536)
+        logging.getLogger("coalesce").info("and on it goes")
+        while b"and on it goes" not in read:
+            read += pipe.read(65536)
+        assert log.dropped == first
+    said = re.findall(rb"(\d+) lines of this log were dropped: nobody read it", read)
+    assert said == [b"%d" % first]
+    assert len(re.findall(rb"line \d+ is there", read)) == 5000 - first
+
+
+def record(template, *arguments, exc_info=None):
+    return logging.LogRecord("coalesce", logging.WARNING, "", 0, template, arguments, exc_info)
+
+
+def said_of(records):
+    return [each.getMessage() for each in records]
+
+
+def test_of_lines_alike_there_are_a_few_and_then_one_a_period_that_counts_them():
+    repeats = Repeats()
+    assert [repeats.admit(record("%s left", number), now=0.0) for number in range(25)] == [True] * 10 + [False] * 15
+    assert repeats.admit(record("%s came", 1), now=1.0)  # another
+    assert repeats.ends == 10.0
+    assert repeats.summaries(9.9) == []
+    assert said_of(repeats.summaries(10.0)) == ["15 more like this in the last 10 seconds: 24 left"]
+    assert repeats.summaries(12.0) == []  # once; and the other had none
+    assert not repeats.admit(record("%s left", 25), now=13.0)  # it goes on, and so do the summaries
+    assert said_of(repeats.summaries(20.0)) == ["1 more like this in the last 10 seconds: 25 left"]
+    assert repeats.summaries(30.0) == []
+    assert repeats.ends is None
+    assert repeats.admit(record("%s left", 26), now=31.0)  # after a period without any it begins anew
+
+
+def test_at_the_end_what_has_been_counted_is_said():
+    repeats = Repeats()
+    for _ in range(12):
+        repeats.admit(record("100%"), now=5.0)
+    assert said_of(repeats.summaries(8.0, at_end=True)) == ["2 more like this in the last 3 seconds: 100%"]
+
+
+def test_faults_from_different_places_are_not_alike():
+    repeats = Repeats()
+    for way in (plain, undecodable):
+        problem = raised(way)
+        fault = record("%s: a fault", "c1", exc_info=(type(problem), problem, None))
+        assert [repeats.admit(fault, now=0.0) for _ in range(11)] == [True] * 10 + [False]
+
+
+def test_a_summary_comes_in_its_time_also_when_nothing_follows(monkeypatch):
+    monkeypatch.setattr(logs, "_PERIOD", 0.2)
+    with standard_error_in_a_pipe() as pipe, logging_to_stderr():
+        for number in range(13):
+            logging.getLogger("coalesce").warning("client c%d is closed", number)
+        read = b""
+        while b"more like this" not in read:
+            read += pipe.read(65536)
+        assert re.findall(rb"WARNING (.*) more like this in the last 0 seconds: client c(\d+) is closed\n", read) == [
+            (b"3", b"12")
+        ]
+
+
 @pytest.mark.parametrize(
     "way", ["ends", "ends_in_a_nursery", "given_up", "cannot_be_logged", "ends_a_thread", "ends_a_destructor"]
 )
@@ -132,3 +263,16 @@ def test_what_escapes_is_told_without_its_text(way):
     kind = {"given_up": "GeneratorExit", "cannot_be_logged": "TypeError"}.get(way, "KeyError")
     assert f"{kind}\n" in ended.stderr
     assert "ada-secret" not in ended.stderr
+
+
+def test_machines_are_told_of_everything_in_objects():
+    """What ends it, what can't be said, what went wrong at the start: each is one, with its traceback in a field."""
+    flags = ["--upstream", "127.0.0.1:1", "--admin", "off", "--log-format", "json"]
+    for way in ("ends", "cannot_be_logged", "ends_a_thread", "ends_a_destructor"):
+        program = f"{PRELUDE}\nserver.Server.serve = {way}\nsys.argv[1:] = {flags}\n__main__.main()"
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+        assert ended.returncode == 1
+        said = objects(ended.stderr)
+        assert {each["level"] for each in said} == {"ERROR"}
+        assert ["Traceback" in each.get("traceback", "") for each in said] == [True, False], said
+        assert "ada-secret" not in ended.stderr

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import ExitStack, closing, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import trio
 import trio.testing
@@ -174,7 +175,8 @@ def test_who_holds_most_goes(caplog: pytest.LogCaptureFixture) -> None:
         assert stage.memory.total == 3 * MB + 2 * begun
         (line,) = [record.getMessage() for record in caplog.records]
         assert line == (
-            f"client c2 is closed: it held {3 * MB + begun} bytes, the most, and all clients {6 * MB + 3 * begun} "
+            f"client c2 (unix, pid {os.getpid()}, uid {os.getuid()}) is closed: "
+            f"it held {3 * MB + begun} bytes, the most, and all clients {6 * MB + 3 * begun} "
             f"(clients-memory: {6 * MB + 3 * begun - 1})"
         )
 
@@ -213,13 +215,20 @@ def test_what_is_on_its_way_costs_nobody_else_more_than_once(caplog: pytest.LogC
         assert len(caplog.records) == 1
 
 
+class Name(str):
+    """Whom the log is told of."""
+
+    __slots__ = ()
+    ids: ClassVar[dict[str, str]] = {}
+
+
 async def test_a_pin_counts_until_all_has_been_sent() -> None:
     with closing(Poller()) as poller, ExitStack() as stack:
         memory = Memory(10 * MB, poller)
         (client, theirs), (upstream, server) = socket.socketpair(), socket.socketpair()
         for sock in (client, theirs, upstream, server):
             in_hand(sock, stack)
-        pin = Pin("c1", client, VALUE, upstream, VALUE * 2, memory)
+        pin = Pin(Name("c1"), client, VALUE, upstream, VALUE * 2, memory)
         assert memory.total == 3 * MB
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
@@ -240,7 +249,7 @@ async def test_a_pin_that_holds_most_goes(caplog: pytest.LogCaptureFixture) -> N
         for sock in (sock for pair in pairs for sock in pair):
             in_hand(sock, stack)
         pins = [
-            Pin(f"c{number}", pairs[2 * number][0], VALUE * (2 + number), pairs[2 * number + 1][0], b"", memory)
+            Pin(Name(f"c{number}"), pairs[2 * number][0], VALUE * (2 + number), pairs[2 * number + 1][0], b"", memory)
             for number in range(2)
         ]
         with trio.fail_after(5):

@@ -37,8 +37,8 @@ class Upstream(Dialler):
         self.silent = False
         self.dialled: list[float] = []  # when
 
-    async def _attempt(self, identity: Identity, name: bytes, *, ask: bool) -> Dialled:
-        del identity, name, ask
+    async def _attempt(self, identity: Identity, name: bytes, stage: object, *, ask: bool) -> Dialled:
+        del identity, name, stage, ask
         self.dialled.append(trio.current_time())
         if self.silent:
             await trio.sleep_forever()

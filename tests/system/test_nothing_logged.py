@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 
 MARKER = "qjxmark"  # in all that clients send; the upstream repeats it in its errors and its replies
 
-# The same program with the log at DEBUG, and with faults of its own that have what they were given as their text.
+# The same program with faults of its own that have what they were given as their text.
 PROGRAM = """
-import logging, sys
-from coalesce import __main__, command_line, logs
+import sys
+from coalesce import __main__
 from coalesce.core.exchange import Exchange
 from coalesce.core.lane import Lane
-command_line.logging_to_stderr = lambda: logs.logging_to_stderr(logging.DEBUG)
 receive, replies = Exchange.receive, Lane.receive
 
 def faulty_receive(exchange, session, data):
@@ -55,7 +54,7 @@ def executable(request: pytest.FixtureRequest) -> Executable:
 def verbose_coalesce(upstream: str) -> Iterator[Coalesce]:
     with short_directory() as directory:
         flags = ["--upstream", upstream, "--listen", "127.0.0.1:0", "--listen", f"unix://{directory}/c.sock"]
-        flags += ["--upstream-wait", "0.2", "--max-leases", "8", "--outbox-limit", "100000"]
+        flags += ["--upstream-wait", "0.2", "--max-leases", "8", "--outbox-limit", "100000", "--log-level", "debug"]
         coalesce = Coalesce([sys.executable, "-c", PROGRAM, *flags], environment(PYTHONPATH=str(ROOT)))
         try:
             yield coalesce

@@ -130,7 +130,9 @@ def in_argument(text: bytes):
 
 
 def faults(caplog) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.exc_info]
+    """What was said of faults, without where the clients come from."""
+    said = [record.getMessage() for record in caplog.records if record.exc_info]
+    return [re.sub(r"^(client c\d+) \(127\.0\.0\.1:\d+\)", r"\1", line) for line in said]
 
 
 def check(caplog, coalesce: Served, *lines: str) -> None:
@@ -460,11 +462,11 @@ async def test_while_a_client_joins_the_others(upstream, monkeypatch, caplog):
 async def test_in_a_listener(upstream, monkeypatch, caplog):
     welcome = Clients.welcome
 
-    def faulty(clients, sock):
+    def faulty(clients, sock, where):
         if not faults(caplog):
             sock.close()
             raise OwnFaultError
-        welcome(clients, sock)
+        welcome(clients, sock, where)
 
     async with serving(upstream) as coalesce:
         monkeypatch.setattr(Clients, "welcome", faulty)

@@ -11,19 +11,18 @@ import select
 import signal
 import struct
 import subprocess
-import sys
 import termios
 from typing import TYPE_CHECKING
 
 import pytest
 
-from .processes import DEADLINE, ROOT, environment, eventually, free_port
+from .processes import DEADLINE, ROOT, coalesce_command, environment, eventually, free_port
 from .said import Admin, at_work, in_trouble, nothing_yet, running_admin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TOP = [sys.executable, "-c", "from coalesce.top import command; command()"]
+TOP = [*coalesce_command(), "top"]
 
 
 @pytest.fixture

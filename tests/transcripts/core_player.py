@@ -8,7 +8,8 @@ from coalesce.core.errors import UpstreamError
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.core.lane import Lane, LaneState, Limits
-from tests.transcripts.notation import DOOR, identity
+from coalesce.trace import show_identity as identity
+from tests.transcripts.notation import DOOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -104,7 +104,3 @@ def _element(text: str) -> tuple[bytes, str]:
     return text.encode() + b"\r\n", ""
 
 
-def identity(username: bytes | None, password: bytes | None, database: int, protocol: int) -> str:
-    """As in `u1 connects - db=3 resp2`: user:password, or - for a connection that did not authenticate."""
-    who = "-" if password is None else f"{(username or b'').decode()}:{password.decode()}"
-    return f"{who} db={database} resp{protocol}"

@@ -14,7 +14,8 @@ import trio
 
 from coalesce.config import Config, TcpAddress, Upstream
 from coalesce.server import Server
-from tests.transcripts.notation import DOOR, identity
+from coalesce.trace import show_identity as identity
+from tests.transcripts.notation import DOOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -1,0 +1,274 @@
+"""What a live coalesce says and is told, written as transcripts are: `--trace`.
+
+    c7 >> GET <3>             client 7 sends a request         u0 << GET <3>       upstream connection 0 receives it
+    u0 >> $<5>                ... and replies                  c7 << $<5>          client 7 receives that
+    c7 ends, c7 departs       it sends no more; it is gone     c7 closed           coalesce closes it
+    u1 connects - db=3 resp2  it stands, as this identity      u1 lost, u1 closed  it broke; coalesce closed it
+
+`tests/transcripts` explains the notation, and plays it. Values and keys are hidden, `<3>` stands for three bytes,
+unless they are asked for (`--trace-values`); credentials always are: `<hidden>`.
+
+Who traces takes the places of those who don't, as subclasses, when a server is made. Otherwise nothing in here is
+imported, and nobody asks whether he is traced.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from coalesce.core.errors import UpstreamError
+from coalesce.core.exchange import Exchange
+from coalesce.core.resp import CRLF, WITH_PUSHES, Passage
+from coalesce.downstream import Client
+from coalesce.upstream import Connection
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+
+    from coalesce.core.lane import Lane, Link
+    from coalesce.core.session import Session
+    from coalesce.downstream import Clients
+    from coalesce.tally import Lost
+
+HIDDEN = b"<hidden>"
+# Bytes of a frame that are kept to be shown; of a longer one, only how long it is.
+_LONGEST = 16 * 1024
+# What is a command's name, and not a password that somebody sent as one by mistake (most have more in them).
+_NAME = re.compile(rb"[A-Za-z][A-Za-z0-9_.|-]{0,31}")
+_WORD = re.compile(rb"[\x21-\x7e]+")
+_TEXT = re.compile(rb"(?:[\x20-\x7e]*[\x21-\x7e])?")
+_STATUS = re.compile(rb"\+(?:OK|PONG|QUEUED|RESET)\r\n")
+_AGGREGATES = {ord("*"): 1, ord("~"): 1, ord(">"): 1, ord("%"): 2}
+_SECRET = re.compile(rb"\$32\r\n[0-9a-f]{32}\r\n")
+
+
+def show_identity(username: bytes | None, password: bytes | None, database: int, protocol: int) -> str:
+    """As in `u1 connects - db=3 resp2`: user:password, or - for a connection that did not authenticate."""
+    who = "-" if password is None else f"{(username or b'').decode()}:{password.decode()}"
+    return f"{who} db={database} resp{protocol}"
+
+
+def show_request(raw: bytes, *, values: bool) -> str:
+    """One request, as it follows `>>` of a client and `<<` of an upstream connection."""
+    parts = raw.split(CRLF)
+    canonical = raw.startswith(b"*") and _packed(arguments := parts[2::2]) == raw
+    if not canonical:
+        arguments = raw.split()
+    if not arguments or (not canonical and raw.startswith(b"*")):
+        return _literal(raw, values=values and b"AUTH" not in raw.upper())
+    shown = _without_credentials(arguments)
+    if not values:
+        name = shown[0].decode() if _NAME.fullmatch(shown[0]) else f"<{len(shown[0])}>"
+        return " ".join([name, *(it.decode() if it == HIDDEN else f"<{len(it)}>" for it in shown[1:])])
+    if (canonical or shown != arguments) and all(map(_WORD.fullmatch, shown)) and not shown[0].startswith(b"b'"):
+        return " ".join(it.decode() for it in shown)
+    return _literal(_packed(shown) if shown != arguments else raw, values=True)
+
+
+def show_reply(raw: bytes, *, values: bool) -> str:
+    """One reply, as it follows `>>` of an upstream connection and `<<` of a client."""
+    words: list[str] = []
+    position = 0
+    plain = True
+    while position < len(raw):
+        end = raw.find(CRLF, position)
+        kind, line = raw[position], raw[position:end]
+        position = end + 2
+        if kind in b"$=!" and not line.startswith(b"$-"):
+            value = raw[position : position + int(line[1:])]
+            position += len(value) + 2
+            plain = plain and _TEXT.fullmatch(value) is not None
+            words.append(f"{line.decode()} {value.decode('latin-1')}" if values else f"{chr(kind)}<{len(value)}>")
+        elif kind in _AGGREGATES or line in {b"$-1", b"_"} or _STATUS.fullmatch(line + CRLF):
+            words.append(line.decode())
+        else:
+            plain = plain and (kind in b":#" or position == len(raw)) and _TEXT.fullmatch(line) is not None
+            words.append(line.decode("latin-1") if values else _hidden_line(line))
+    plain = plain and (len(words) == 1 or not any(word[0] in "+-,(" for word in words))
+    return " ".join(words).rstrip() if plain or not values else _literal(raw, values=True)
+
+
+def _hidden_line(line: bytes) -> str:
+    """Of an error, its code stays."""
+    code, space, text = line.partition(b" ")
+    if line.startswith(b"-") and _NAME.fullmatch(code[1:]):
+        return f"{code.decode()} <{len(text)}>" if space else code.decode()
+    return f"{chr(line[0])}<{len(line) - 1}>"
+
+
+def _literal(raw: bytes, *, values: bool) -> str:
+    # (With a double quote in it, `repr` always takes the single ones around it.)
+    return "b'" + repr(b'"' + raw)[3:] if values else f"<{len(raw)}>"
+
+
+def _packed(arguments: list[bytes]) -> bytes:
+    return b"*%d\r\n" % len(arguments) + b"".join(b"$%d\r\n%b\r\n" % (len(it), it) for it in arguments)
+
+
+def _without_credentials(arguments: list[bytes]) -> list[bytes]:
+    """As Redis's own MONITOR leaves them out."""
+    name = arguments[0].upper()
+    upper = [it.upper() for it in arguments]
+    hidden: list[int] = []
+    if name == b"AUTH":
+        hidden = list(range(1, len(arguments)))
+    elif name in {b"HELLO", b"MIGRATE"}:
+        for word, count in ((b"AUTH", 2 if name == b"HELLO" else 1), (b"AUTH2", 2)):
+            hidden += [at + more for at, it in enumerate(upper) if it == word for more in range(1, count + 1)]
+    elif upper[:2] == [b"ACL", b"SETUSER"]:
+        hidden = list(range(2, len(arguments)))
+    elif upper[:2] == [b"CONFIG", b"SET"] and any(b"PASS" in it or b"AUTH" in it for it in upper):
+        hidden = list(range(3, len(arguments)))
+    return [HIDDEN if at in hidden else it for at, it in enumerate(arguments)]
+
+
+class Frames:
+    """Cuts what comes in any pieces into requests and replies. What is no RESP comes out as it is."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._passage: Passage | None = None
+        self._kept: list[bytes] = []
+        self._size = 0  # bytes of the frame that is under way
+
+    def feed(self, data: bytes) -> Iterator[bytes | int]:
+        """Whole frames; of one that is too long, its length."""
+        data = self._rest + data
+        self._rest = b""
+        while data:
+            if self._passage is None and data[:1].isalnum():  # an inline request
+                end = data.find(b"\n") + 1
+                if not end and len(data) < _LONGEST:
+                    self._rest = data
+                    return
+                yield data[: end or len(data)]
+                data = data[end or len(data) :]
+                continue
+            passage = self._passage = self._passage or Passage(WITH_PUSHES)
+            try:
+                position = passage.skip(data)
+            except UpstreamError:
+                yield b"".join([*self._kept, data])
+                self.__init__()  # type: ignore[misc]
+                return
+            self._size += position
+            if self._size <= _LONGEST:
+                self._kept.append(data[:position])
+            data = data[position:]
+            if not passage.over:
+                self._rest = data
+                return
+            yield b"".join(self._kept) if self._size <= _LONGEST else self._size
+            self._passage, self._kept, self._size = None, [], 0
+
+
+class Tracer:
+    """Says what it is told, a line each."""
+
+    def __init__(self, say: Callable[[str], None], *, values: bool) -> None:
+        self.say = say
+        self._values = values
+        self._frames: dict[str, Frames] = {}  # of each end and direction
+
+    def heard(self, who: str, data: bytes, *, requests: bool, sent: bool) -> None:
+        """`sent`: by coalesce."""
+        verb = "<<" if sent else ">>"
+        frames = self._frames.setdefault(f"{who} {verb}", Frames())
+        show = show_request if requests else show_reply
+        for frame in frames.feed(data):
+            if isinstance(frame, int):
+                text = f"<{frame}>"
+            else:
+                ours = _SECRET.sub(b"$6\r\nsecret\r\n", frame) if who[0] == "u" else frame
+                try:
+                    text = show(ours, values=self._values)
+                except ValueError:
+                    text = _literal(ours, values=self._values)
+            self.say(f"{who} {verb} {text}")
+
+    def over(self, who: str) -> None:
+        """What is half said will not be finished."""
+        for verb in ("<<", ">>"):
+            self._frames.pop(f"{who} {verb}", None)
+
+
+def _client(session: Session) -> str:
+    return f"c{session.peer.number}" if isinstance(session.peer, Client) else "c?"
+
+
+def traced(tracer: Tracer) -> tuple[type[Exchange], type[Client], type[Connection]]:  # noqa: C901 (three classes)
+    """Those that tell the tracer."""
+
+    class TracedExchange(Exchange):
+        def receive(self, session: Session, data: bytes) -> None:
+            tracer.heard(_client(session), data, requests=True, sent=False)
+            super().receive(session, data)
+
+        def end_of_input(self, session: Session) -> None:
+            if session.reading:
+                tracer.say(f"{_client(session)} ends")
+            super().end_of_input(session)
+
+        def connected(self, lane: Lane, link: Link, round_trip: float) -> None:
+            if lane.number or lane.connections:
+                username, password, database, protocol = lane.identity
+                user = None if username is None else HIDDEN
+                who = show_identity(user, None if password is None else HIDDEN, database, protocol)
+                tracer.say(f"u{lane.number} connects {who}")
+            super().connected(lane, link, round_trip)
+
+        def refuse(self, lane: Lane, reply: bytes) -> None:
+            tracer.say(f"u{lane.number} refuses {show_reply(reply, values=False)}")
+            super().refuse(lane, reply)
+
+        def replies(self, lane: Lane, data: bytes, now: float) -> None:
+            tracer.heard(f"u{lane.number}", data, requests=False, sent=False)
+            super().replies(lane, data, now)
+
+    class TracedClient(Client):
+        __slots__ = ("_is_broken",)
+
+        def __init__(self, clients: Clients, sock: socket.socket, origin: str) -> None:
+            self._is_broken = False
+            super().__init__(clients, sock, origin)
+
+        def write(self, data: bytes) -> None:
+            tracer.heard(f"c{self.number}", data, requests=False, sent=True)
+            super().write(data)
+
+        def write_more(self, data: bytes) -> None:
+            tracer.heard(f"c{self.number}", data, requests=False, sent=True)
+            if self._outbox is None:
+                super().write(data)
+            else:
+                self._keep(data)
+
+        def close(self) -> None:
+            if not self._is_broken:
+                tracer.say(f"c{self.number} closed")
+            tracer.over(f"c{self.number}")
+            super().close()
+
+        def pin(self, lane: Lane, pending: bytes) -> None:
+            tracer.say(f"c{self.number} pinned u{lane.number}")
+            super().pin(lane, pending)
+
+        def _break(self) -> None:
+            self._is_broken = True
+            tracer.say(f"c{self.number} departs")
+            super()._break()
+
+    class TracedConnection(Connection):
+        def send(self, batch: bytes) -> None:
+            tracer.heard(f"u{self._lane.number}", batch, requests=True, sent=True)
+            super().send(batch)
+
+        def lose(self, why: str, reason: Lost) -> None:
+            if not self.lost.is_set():
+                tracer.say(f"u{self._lane.number} {'lost' if why else 'closed'}")
+                tracer.over(f"u{self._lane.number}")
+            super().lose(why, reason)
+
+    return TracedExchange, TracedClient, TracedConnection
