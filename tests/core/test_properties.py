@@ -1190,7 +1190,8 @@ class Proxy(RuleBasedStateMachine):
                     held[caller.session] += caller._size
                     unsent.add(caller)
             assert unsent.issuperset(lane.withdrawable)
-            assert set(lane.withdrawable) == {it for it in lane.callers if isinstance(it, Large)} or lane.exclusive
+            left = {it for it in lane.callers if isinstance(it, Large) and it._size}  # (0: withdrawn)
+            assert set(lane.withdrawable) == left or lane.exclusive
             for request in lane.withdrawable.values():
                 assert any(piece is request for piece in lane.unsent)
         for client in self.clients:
