@@ -12,10 +12,13 @@ The names of the probes, and of what ends it, are those of the Cloud SQL Auth Pr
 from __future__ import annotations
 
 import ipaddress
+import json
 import logging
+import math
 import socket
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qs
 
 import hypercorn.config
 import trio
@@ -34,6 +37,8 @@ log.setLevel(logging.WARNING)  # hypercorn says where it listens, and so do we
 # Milliseconds until a connection whose other end takes nothing is closed, by the kernel: nothing else ends a write that
 # hypercorn waits for.
 _NEVER_READS = 5000
+# Seconds that /pause waits, if it does not say.
+_PAUSE_TIMEOUT = 10.0
 # Seconds that a request under way may take once coalesce has ended.
 _LAST_REQUEST = 1.0
 
@@ -72,6 +77,22 @@ def _said(status: int, line: str) -> Answer:
     return Answer(status, f"{line}\n".encode())
 
 
+def _told(status: int, what: dict[str, object]) -> Answer:
+    return Answer(status, json.dumps(what).encode() + b"\n", "application/json")
+
+
+def _seconds(query: str, name: str, default: float) -> float | None:
+    """A number of seconds among the arguments of a request; None: it is none."""
+    match parse_qs(query, keep_blank_values=True).get(name):
+        case None:
+            return default
+        case [text]:
+            with suppress(ValueError):
+                number = float(text)
+                return number if 0 <= number < math.inf else None
+    return None
+
+
 class Request(NamedTuple):
     """What is asked, and by whom."""
 
@@ -93,6 +114,8 @@ class Admin:
             "/readiness": ("GET", self._readiness),
             "/liveness": ("GET", self._liveness),
             "/quitquitquit": ("POST", self._quit),
+            "/pause": ("POST", self._pause),
+            "/resume": ("POST", self._resume),
         }
 
     async def app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
@@ -143,6 +166,21 @@ class Admin:
         del request
         self._server.end()
         return _said(200, "draining")
+
+    async def _pause(self, request: Request) -> Answer:
+        """It lasts until /resume, whatever the answer is, and whether anybody is there to get it."""
+        timeout = _seconds(request.query, "timeout", _PAUSE_TIMEOUT)
+        if timeout is None:
+            return _said(400, "timeout is to be a number of seconds, from 0 on")
+        left = await self._server.pause(timeout)
+        if left is None:
+            return _said(409, "resumed meanwhile" if not self._server.why_not_ready() else "draining")
+        return _told(504 if left.ends else 200, {"paused": True, **left._asdict()})
+
+    async def _resume(self, request: Request) -> Answer:
+        del request
+        self._server.resume()
+        return _told(200, {"paused": False})
 
 
 async def _live(receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
