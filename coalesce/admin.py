@@ -22,7 +22,10 @@ from urllib.parse import parse_qs
 
 import hypercorn.config
 import trio
-from hypercorn.trio import serve
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,9 +37,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("coalesce.http")
 log.setLevel(logging.WARNING)  # hypercorn says where it listens, and so do we
 
-# Milliseconds until a connection whose other end takes nothing is closed, by the kernel: nothing else ends a write that
-# hypercorn waits for.
+# Milliseconds until a connection whose other end takes nothing is closed, by the kernel: hypercorn would wait for ever.
 _NEVER_READS = 5000
+# Connections at a time. One more takes the place of the oldest: a probe and a scrape are soon over, who wants hundreds
+# is not to keep them out, and descriptors are for clients. (hypercorn closes idle ones after 5 s.)
+_CONNECTIONS = 32
+# Seconds without accepting after an error, such as no descriptor being left. (That is said where clients are accepted.)
+_PAUSE = 0.1
 # Seconds that /pause waits, if it does not say.
 _PAUSE_TIMEOUT = 10.0
 # Seconds that a request under way may take once coalesce has ended.
@@ -46,22 +53,77 @@ _LAST_REQUEST = 1.0
 @asynccontextmanager
 async def serving(admin: Admin, listeners: list[socket.socket]) -> AsyncIterator[None]:
     """Within it, the admin answers. Owns the listeners."""
-    config = hypercorn.config.Config()
-    for sock in listeners:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _NEVER_READS)  # of whoever is accepted
-    config.bind = [f"fd://{sock.detach()}" for sock in listeners]
-    config.errorlog = log
-    config.graceful_timeout = _LAST_REQUEST
-    config.include_server_header = False
-    ended = trio.Event()
+    connections = _Connections(admin)
+    raised: Exception | None = None
     async with trio.open_nursery() as nursery:
-        await nursery.start(lambda task_status: serve(
-            admin.app, config, shutdown_trigger=ended.wait, task_status=task_status
-        ))
+        async with trio.open_nursery() as accepting:
+            for sock in listeners:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _NEVER_READS)  # of whoever is accepted
+                accepting.start_soon(connections.accept, sock, nursery)
+            try:
+                yield
+            except Exception as problem:  # noqa: BLE001 (raised below, by itself, not as one of a group)
+                raised = problem
+            accepting.cancel_scope.cancel()
+        await connections.end()
+        nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
+
+
+class _Connections:
+    """Who has connected. hypercorn serves each; whom to let in, and the end of all, are decided here.
+
+    (`hypercorn.trio.serve` does both, too. It lets in any number, and waits at its end for those who read nothing.)
+    """
+
+    def __init__(self, admin: Admin) -> None:
+        self._admin = admin
+        self._app = wrap_app(admin.app, 0, "asgi")
+        self._config = hypercorn.config.Config()
+        self._config.errorlog = log
+        self._config.include_server_header = False
+        self._context = WorkerContext(None)
+        self._streams: dict[trio.SocketStream, None] = {}  # the oldest first
+        self._left = trio.lowlevel.ParkingLot()
+
+    async def accept(self, sock: socket.socket, nursery: trio.Nursery) -> None:
+        """Accepts until cancelled; closes the listener then."""
+        async with trio.SocketListener(trio.socket.from_stdlib_socket(sock)) as listener:
+            while True:
+                try:
+                    stream = await listener.accept()
+                except OSError:
+                    await trio.sleep(_PAUSE)
+                    continue
+                if len(self._streams) >= _CONNECTIONS:
+                    self._close(next(iter(self._streams)))
+                self._streams[stream] = None
+                nursery.start_soon(self._serve, stream)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
         try:
-            yield
+            # (Without TLS, a plain stream is what it takes.)
+            await TCPServer(self._app, self._config, self._context, ConnectionState({}), stream)  # type: ignore[arg-type]
+        except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
+            self._admin.say("admin", fault, "that connection is closed")
         finally:
-            ended.set()
+            self._close(stream)
+
+    def _close(self, stream: trio.SocketStream) -> None:
+        """At once, also in the middle of a write; whoever waits for that is told."""
+        stream.socket.close()
+        self._streams.pop(stream, None)
+        self._left.unpark_all()
+
+    async def end(self) -> None:
+        """Requests under way may take a moment more."""
+        await self._context.terminated.set()
+        with trio.move_on_after(_LAST_REQUEST):
+            while self._streams:
+                await self._left.park()
+        for stream in list(self._streams):
+            self._close(stream)
 
 
 class Answer(NamedTuple):
@@ -127,13 +189,17 @@ class Admin:
         try:
             answer = await self._answer(_request(scope))
         except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
-            self._server.faults.say(f"admin {scope['path']!r}", fault, "that request fails")
+            self.say(f"admin {scope['path']!r}", fault, "that request fails")
             answer = _said(500, "a fault in coalesce: see its log")
         headers = [(b"content-type", answer.content_type.encode()), (b"content-length", b"%d" % len(answer.body))]
         headers += [(b"cache-control", b"no-store"), *answer.headers]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers, "trailers": False})
         body = b"" if scope["method"] == "HEAD" else answer.body
         await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def say(self, whose: str, fault: Exception, then: str) -> None:
+        """A fault, ours or hypercorn's."""
+        self._server.faults.say(whose, fault, then)
 
     async def _answer(self, request: Request) -> Answer:
         route = self._routes.get(request.path)
