@@ -15,6 +15,7 @@ import ipaddress
 import json
 import logging
 import math
+import re
 import socket
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,6 +43,10 @@ _NEVER_READS = 5000
 # Connections at a time. One more takes the place of the oldest: a probe and a scrape are soon over, who wants hundreds
 # is not to keep them out, and descriptors are for clients. (hypercorn closes idle ones after 5 s.)
 _CONNECTIONS = 32
+# What says that somebody passed a request on.
+_PASSED_ON = frozenset(("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"))
+# A name, or an address; IPv6 in brackets; perhaps a port.
+_HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9.-]+))(?::[0-9]*)?")
 # Seconds without accepting after an error, such as no descriptor being left. (That is said where clients are accepted.)
 _PAUSE = 0.1
 # Seconds that /pause waits, if it does not say.
@@ -78,7 +83,6 @@ class _Connections:
     """
 
     def __init__(self, admin: Admin) -> None:
-        self._admin = admin
         self._app = wrap_app(admin.app, 0, "asgi")
         self._config = hypercorn.config.Config()
         self._config.errorlog = log
@@ -105,8 +109,8 @@ class _Connections:
         try:
             # (Without TLS, a plain stream is what it takes.)
             await TCPServer(self._app, self._config, self._context, ConnectionState({}), stream)  # type: ignore[arg-type]
-        except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
-            self._admin.say("admin", fault, "that connection is closed")
+        except Exception as problem:  # noqa: BLE001 (what garbage comes to in hypercorn; our own are caught in `app`)
+            logging.getLogger("coalesce").debug("admin: a connection is closed: %s", type(problem).__name__)
         finally:
             self._close(stream)
 
@@ -162,7 +166,8 @@ class Request(NamedTuple):
     path: str
     query: str
     headers: dict[str, str]
-    client: str | None  # its address
+    client: str | None  # its address,
+    server: str | None  # ... and the one that it reached
 
 
 class Admin:
@@ -184,22 +189,21 @@ class Admin:
         """ASGI: <https://asgi.readthedocs.io/en/latest/specs/www.html>."""
         if scope["type"] == "lifespan":
             await _live(receive, send)
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000, "reason": None})  # before it is open: 403
         if scope["type"] != "http":
             return
         try:
             answer = await self._answer(_request(scope))
         except Exception as fault:  # noqa: BLE001 (ours, whatever it is)
-            self.say(f"admin {scope['path']!r}", fault, "that request fails")
+            self._server.faults.say(f"admin {scope['path']!r}", fault, "that request fails")
             answer = _said(500, "a fault in coalesce: see its log")
         headers = [(b"content-type", answer.content_type.encode()), (b"content-length", b"%d" % len(answer.body))]
         headers += [(b"cache-control", b"no-store"), *answer.headers]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers, "trailers": False})
         body = b"" if scope["method"] == "HEAD" else answer.body
         await send({"type": "http.response.body", "body": body, "more_body": False})
-
-    def say(self, whose: str, fault: Exception, then: str) -> None:
-        """A fault, ours or hypercorn's."""
-        self._server.faults.say(whose, fault, then)
 
     async def _answer(self, request: Request) -> Answer:
         route = self._routes.get(request.path)
@@ -261,28 +265,40 @@ async def _live(receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
 
 
 def _request(scope: Any) -> Request:
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-    client = scope["client"]
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value  # said twice, it is neither
+    client, server = scope["client"], scope["server"]
     return Request(
-        scope["method"], scope["path"], scope["query_string"].decode("latin-1"), headers, client[0] if client else None
+        scope["method"],
+        scope["path"],
+        scope["query_string"].decode("latin-1"),
+        headers,
+        client[0] if client else None,
+        server[0] if server else None,
     )
 
 
 def _why_not(request: Request) -> str | None:
     """Why a request may not change anything, if it may not.
 
-    It has to come from this host (in Kubernetes: from this Pod); and not from a page in somebody's browser, which can
-    send to loopback, too, by a name of its own that leads there.
+    It has to come from this host (in Kubernetes: from this Pod), by loopback on both ends: a proxy in the Pod may use a
+    loopback address when it passes on what came from elsewhere (Istio: 127.0.0.6), or says so in a header. And not from
+    a page in somebody's browser, which can send to loopback, too, by a name of its own that leads there.
     """
-    if request.client is None or not _is_loopback(request.client):
-        return "this can be asked from this host alone"
-    host = request.headers.get("host", "").rpartition(":")[0].strip("[]")
-    if host != "localhost" and not _is_loopback(host):
+    if not all(end is not None and _is_loopback(end) for end in (request.client, request.server)):
+        return "this can be asked from this host alone, by a loopback address"
+    if not _PASSED_ON.isdisjoint(request.headers):
+        return "this can't be asked through a proxy"
+    host = request.headers.get("host", "").lower()
+    found = _HOST.fullmatch(host)
+    if found is None or not (found["name"] == "localhost" or _is_loopback(found["name"] or found["six"])):
         return "this can be asked of localhost or 127.0.0.1 alone"
-    if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
+    if request.headers.get("sec-fetch-site", "none") not in {"same-origin", "none"}:
         return "this can't be asked by another site's page"
     origin = request.headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+    if origin is not None and origin.lower() != f"http://{host}":
         return "this can't be asked by another site's page"
     return None
 
