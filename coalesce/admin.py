@@ -187,11 +187,7 @@ class Admin:
 
     async def app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """ASGI: <https://asgi.readthedocs.io/en/latest/specs/www.html>."""
-        if scope["type"] == "lifespan":
-            await _live(receive, send)
-        if scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1000, "reason": None})  # before it is open: 403
+        del receive
         if scope["type"] != "http":
             return
         try:
@@ -251,17 +247,6 @@ class Admin:
         del request
         self._server.resume()
         return _told(200, {"paused": False})
-
-
-async def _live(receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-    """The application begins and ends with nothing."""
-    while True:
-        message = await receive()
-        if message["type"] == "lifespan.startup":
-            await send({"type": "lifespan.startup.complete"})
-        elif message["type"] == "lifespan.shutdown":
-            await send({"type": "lifespan.shutdown.complete"})
-            return
 
 
 def _request(scope: Any) -> Request:
