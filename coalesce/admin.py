@@ -12,14 +12,21 @@ The names of the probes, and of what ends it, are those of the Cloud SQL Auth Pr
 from __future__ import annotations
 
 import ipaddress
+import json
 import logging
+import math
+import re
 import socket
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qs
 
 import hypercorn.config
 import trio
-from hypercorn.trio import serve
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
 
 from coalesce.metrics import Metrics
 from coalesce.page import HEADERS, page
@@ -35,9 +42,19 @@ if TYPE_CHECKING:
 log = logging.getLogger("coalesce.http")
 log.setLevel(logging.WARNING)  # hypercorn says where it listens, and so do we
 
-# Milliseconds until a connection whose other end takes nothing is closed, by the kernel: nothing else ends a write that
-# hypercorn waits for.
+# Milliseconds until a connection whose other end takes nothing is closed, by the kernel: hypercorn would wait for ever.
 _NEVER_READS = 5000
+# Connections at a time. One more takes the place of the oldest: a probe and a scrape are soon over, who wants hundreds
+# is not to keep them out, and descriptors are for clients. (hypercorn closes idle ones after 5 s.)
+_CONNECTIONS = 32
+# What says that somebody passed a request on.
+_PASSED_ON = frozenset(("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"))
+# A name, or an address; IPv6 in brackets; perhaps a port.
+_HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9.-]+))(?::[0-9]*)?")
+# Seconds without accepting after an error, such as no descriptor being left. (That is said where clients are accepted.)
+_PAUSE = 0.1
+# Seconds that /pause waits, if it does not say.
+_PAUSE_TIMEOUT = 10.0
 # Seconds that a request under way may take once coalesce has ended.
 _LAST_REQUEST = 1.0
 
@@ -45,35 +62,77 @@ _LAST_REQUEST = 1.0
 @asynccontextmanager
 async def serving(admin: Admin, listeners: list[socket.socket]) -> AsyncIterator[None]:
     """Within it, the admin answers. Owns the listeners."""
-    config = hypercorn.config.Config()
-    for sock in listeners:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _NEVER_READS)  # of whoever is accepted
-    config.bind = [f"fd://{sock.detach()}" for sock in listeners]
-    config.errorlog = log
-    config.graceful_timeout = _LAST_REQUEST
-    config.include_server_header = False
-    ended = trio.Event()
-    trouble: Exception | None = None
+    connections = _Connections(admin)
+    raised: Exception | None = None
     async with trio.open_nursery() as nursery:
-        sampling = trio.CancelScope()
-        nursery.start_soon(_within, sampling, admin.sample)
-        await nursery.start(lambda task_status: serve(
-            admin.app, config, shutdown_trigger=ended.wait, task_status=task_status
-        ))
+        async with trio.open_nursery() as accepting:
+            accepting.start_soon(admin.sample)
+            for sock in listeners:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _NEVER_READS)  # of whoever is accepted
+                accepting.start_soon(connections.accept, sock, nursery)
+            try:
+                yield
+            except Exception as problem:  # noqa: BLE001 (raised below, by itself, not as one of a group)
+                raised = problem
+            accepting.cancel_scope.cancel()
+        await connections.end()
+        nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
+
+
+class _Connections:
+    """Who has connected. hypercorn serves each; whom to let in, and the end of all, are decided here.
+
+    (`hypercorn.trio.serve` does both, too. It lets in any number, and waits at its end for those who read nothing.)
+    """
+
+    def __init__(self, admin: Admin) -> None:
+        self._app = wrap_app(admin.app, 0, "asgi")
+        self._config = hypercorn.config.Config()
+        self._config.errorlog = log
+        self._config.include_server_header = False
+        self._context = WorkerContext(None)
+        self._streams: dict[trio.SocketStream, None] = {}  # the oldest first
+        self._left = trio.lowlevel.ParkingLot()
+
+    async def accept(self, sock: socket.socket, nursery: trio.Nursery) -> None:
+        """Accepts until cancelled; closes the listener then."""
+        async with trio.SocketListener(trio.socket.from_stdlib_socket(sock)) as listener:
+            while True:
+                try:
+                    stream = await listener.accept()
+                except OSError:
+                    await trio.sleep(_PAUSE)
+                    continue
+                if len(self._streams) >= _CONNECTIONS:
+                    self._close(next(iter(self._streams)))
+                self._streams[stream] = None
+                nursery.start_soon(self._serve, stream)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
         try:
-            yield
-        except Exception as problem:  # noqa: BLE001 (whoever started it says so; it is not one of a group)
-            trouble = problem
+            # (Without TLS, a plain stream is what it takes.)
+            await TCPServer(self._app, self._config, self._context, ConnectionState({}), stream)  # type: ignore[arg-type]
+        except Exception as problem:  # noqa: BLE001 (what garbage comes to in hypercorn; our own are caught in `app`)
+            logging.getLogger("coalesce").debug("admin: a connection is closed: %s", type(problem).__name__)
         finally:
-            ended.set()
-            sampling.cancel()
-    if trouble is not None:
-        raise trouble
+            self._close(stream)
 
+    def _close(self, stream: trio.SocketStream) -> None:
+        """At once, also in the middle of a write; whoever waits for that is told."""
+        stream.socket.close()
+        self._streams.pop(stream, None)
+        self._left.unpark_all()
 
-async def _within(scope: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:
-    with scope:
-        await task()
+    async def end(self) -> None:
+        """Requests under way may take a moment more."""
+        await self._context.terminated.set()
+        with trio.move_on_after(_LAST_REQUEST):
+            while self._streams:
+                await self._left.park()
+        for stream in list(self._streams):
+            self._close(stream)
 
 
 class Answer(NamedTuple):
@@ -89,6 +148,22 @@ def _said(status: int, line: str) -> Answer:
     return Answer(status, f"{line}\n".encode())
 
 
+def _told(status: int, what: dict[str, object]) -> Answer:
+    return Answer(status, json.dumps(what).encode() + b"\n", "application/json")
+
+
+def _seconds(query: str, name: str, default: float) -> float | None:
+    """A number of seconds among the arguments of a request; None: it is none."""
+    match parse_qs(query, keep_blank_values=True).get(name):
+        case None:
+            return default
+        case [text]:
+            with suppress(ValueError):
+                number = float(text)
+                return number if 0 <= number < math.inf else None
+    return None
+
+
 class Request(NamedTuple):
     """What is asked, and by whom."""
 
@@ -96,7 +171,8 @@ class Request(NamedTuple):
     path: str
     query: str
     headers: dict[str, str]
-    client: str | None  # its address
+    client: str | None  # its address,
+    server: str | None  # ... and the one that it reached
 
 
 class Admin:
@@ -115,6 +191,8 @@ class Admin:
             "/metrics": ("GET", self._expose),
             "/status": ("GET", self._say_status),
             "/quitquitquit": ("POST", self._quit),
+            "/pause": ("POST", self._pause),
+            "/resume": ("POST", self._resume),
         }
         self._page = page()
         self._routes |= dict.fromkeys(self._page, ("GET", self._file))
@@ -128,8 +206,7 @@ class Admin:
 
     async def app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """ASGI: <https://asgi.readthedocs.io/en/latest/specs/www.html>."""
-        if scope["type"] == "lifespan":
-            await _live(receive, send)
+        del receive
         if scope["type"] != "http":
             return
         try:
@@ -188,41 +265,57 @@ class Admin:
         self._server.end()
         return _said(200, "draining")
 
+    async def _pause(self, request: Request) -> Answer:
+        """It lasts until /resume, whatever the answer is, and whether anybody is there to get it."""
+        timeout = _seconds(request.query, "timeout", _PAUSE_TIMEOUT)
+        if timeout is None:
+            return _said(400, "timeout is to be a number of seconds, from 0 on")
+        left = await self._server.pause(timeout)
+        if left is None:
+            return _said(409, "resumed meanwhile" if not self._server.why_not_ready() else "draining")
+        return _told(504 if left.ends else 200, {"paused": True, **left._asdict()})
 
-async def _live(receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-    """The application begins and ends with nothing."""
-    while True:
-        message = await receive()
-        if message["type"] == "lifespan.startup":
-            await send({"type": "lifespan.startup.complete"})
-        elif message["type"] == "lifespan.shutdown":
-            await send({"type": "lifespan.shutdown.complete"})
-            return
+    async def _resume(self, request: Request) -> Answer:
+        del request
+        self._server.resume()
+        return _told(200, {"paused": False})
 
 
 def _request(scope: Any) -> Request:
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-    client = scope["client"]
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value  # said twice, it is neither
+    client, server = scope["client"], scope["server"]
     return Request(
-        scope["method"], scope["path"], scope["query_string"].decode("latin-1"), headers, client[0] if client else None
+        scope["method"],
+        scope["path"],
+        scope["query_string"].decode("latin-1"),
+        headers,
+        client[0] if client else None,
+        server[0] if server else None,
     )
 
 
 def _why_not(request: Request) -> str | None:
     """Why a request may not change anything, if it may not.
 
-    It has to come from this host (in Kubernetes: from this Pod); and not from a page in somebody's browser, which can
-    send to loopback, too, by a name of its own that leads there.
+    It has to come from this host (in Kubernetes: from this Pod), by loopback on both ends: a proxy in the Pod may use a
+    loopback address when it passes on what came from elsewhere (Istio: 127.0.0.6), or says so in a header. And not from
+    a page in somebody's browser, which can send to loopback, too, by a name of its own that leads there.
     """
-    if request.client is None or not _is_loopback(request.client):
-        return "this can be asked from this host alone"
-    host = request.headers.get("host", "").rpartition(":")[0].strip("[]")
-    if host != "localhost" and not _is_loopback(host):
+    if not all(end is not None and _is_loopback(end) for end in (request.client, request.server)):
+        return "this can be asked from this host alone, by a loopback address"
+    if not _PASSED_ON.isdisjoint(request.headers):
+        return "this can't be asked through a proxy"
+    host = request.headers.get("host", "").lower()
+    found = _HOST.fullmatch(host)
+    if found is None or not (found["name"] == "localhost" or _is_loopback(found["name"] or found["six"])):
         return "this can be asked of localhost or 127.0.0.1 alone"
-    if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
+    if request.headers.get("sec-fetch-site", "none") not in {"same-origin", "none"}:
         return "this can't be asked by another site's page"
     origin = request.headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+    if origin is not None and origin.lower() != f"http://{host}":
         return "this can't be asked by another site's page"
     return None
 

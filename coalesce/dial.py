@@ -114,6 +114,7 @@ class Dialler:
         self._say_from = 0.0
         self._say_turns_from = 0.0
         self._spares: list[tuple[ByteStream, float]] = []  # ... and since when
+        self._closed = 0  # how often all of them were
 
     async def dial(
         self,
@@ -217,6 +218,7 @@ class Dialler:
         for stream, _ in self._spares:
             stream.close()
         self._spares.clear()
+        self._closed += 1  # one that is being dialled is not kept either
 
     async def _turn(self, ends: float) -> None:
         """Waits until there may be one dial more. Raises DialError if that is after `ends`, and takes no turn then."""
@@ -272,13 +274,14 @@ class Dialler:
         nothing. `own` is coalesce's password, for a connection that runs as coalesce.
         """
         kept = False
+        closed = self._closed
         try:
             if identity.password is not None:
                 await self._look_for_another_open_door(stream)  # (it may soon be shut, but not for this connection)
                 try:
                     await _authenticate(stream, identity.username, identity.password)
                 except Refused:
-                    kept = self._keep(stream)
+                    kept = closed == self._closed and self._keep(stream)
                     raise
             elif own is not None:
                 await self._look_for_an_open_door(stream)

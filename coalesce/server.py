@@ -29,7 +29,7 @@ import trio
 
 from coalesce.config import TcpAddress
 from coalesce.core.errors import unavailable
-from coalesce.core.exchange import Exchange, Totals
+from coalesce.core.exchange import Exchange, Totals, Unfinished
 from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.dial import DialError, Dialler, NotLetInError, Refused
@@ -64,6 +64,8 @@ _EXPIRE_EVERY = 0.25
 _STOOD_STILL = 0.5
 # Seconds until a lane that failed by a fault of ours is dialled again.
 _AFTER_A_FAULT = 1.0
+# Seconds between two looks whether what was begun before a pause is finished.
+_LOOK_AGAIN = 5e-3
 
 
 class StartError(Exception):
@@ -226,7 +228,9 @@ class Server:
         """What it does."""
         if not self.started:
             return State.STARTING
-        return State.DRAINING if self._draining else State.SERVING
+        if self._draining:
+            return State.DRAINING
+        return State.PAUSED if self.paused else State.SERVING
 
     def figures(self) -> Figures:
         """All that there is to be seen of it, as of now."""
@@ -273,6 +277,37 @@ class Server:
             faults=self.faults.count,
             log_lines_dropped=dropped(),
         )
+
+    @property
+    def paused(self) -> bool:
+        return self._exchange.paused
+
+    async def pause(self, patience: float) -> Unfinished | None:
+        """Holds all that is asked from here on, until `resume`, and waits until what has been begun is finished.
+
+        What can't be, or is not in time, is returned; the pause goes on. None: it was taken back meanwhile, or could
+        not be, as coalesce ends.
+        """
+        if self._draining or self._end.is_set():
+            return None
+        if not self._exchange.paused:
+            log.info("paused: requests are held until /resume")
+        self._exchange.pause()
+        self._exchange.flush(perf_counter())
+        with trio.move_on_after(patience):
+            while self._exchange.paused and self._exchange.unfinished().ends:  # noqa: ASYNC110 (nobody else is to look)
+                await trio.sleep(_LOOK_AGAIN)
+        return self._exchange.unfinished() if self._exchange.paused else None
+
+    def resume(self) -> None:
+        """Everything goes on, on new connections to the upstream."""
+        if not self._exchange.paused:
+            return
+        log.info("resumed")
+        self._dialler.close()  # its spare connections lead to where the others did
+        self._exchange.go_on(perf_counter())
+        self._keeper.go_on()
+        self._exchange.flush(perf_counter())
 
     def why_not_ready(self) -> str | None:
         """Why no client should come here; None: it should."""
@@ -461,6 +496,8 @@ class Server:
         """Finishes what is owed. False when the deadline or a second signal came first."""
         log.info("draining: %d clients, %d of them pinned", self._clients.shared + len(self._pins), len(self._pins))
         self._draining = True
+        with self.faults.contained("drain", "it goes on"):
+            self.resume()  # what has been read is to be answered
         with self.faults.contained("drain", "it goes on"):
             self._clients.read_last()
         with self.faults.contained("drain", "it goes on"):

@@ -7,6 +7,7 @@ connection in between needs no task: `Connection.on_ready` is called by the poll
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -219,14 +220,17 @@ class Keeper:
         self._dialler = dialler
         self._patience = patience
         self.connection = Connection  # what is made for each: a tracer has another
+        self._resumed_at = -math.inf
+        self._resumed = trio.lowlevel.ParkingLot()  # those who wait for an attempt's turn, or for a pause to end
+        self._dials: set[trio.CancelScope] = set()
         self._homes = trio.lowlevel.ParkingLot()  # those who wait for news of the lane that theirs is to stand beside
 
-    async def keep(self, lane: Lane) -> None:  # noqa: C901 (a dial, and each of its outcomes)
+    async def keep(self, lane: Lane) -> None:  # noqa: C901, PLR0912, PLR0915 (a dial, and each of its outcomes)
         """Keeps a lane connected, until its identity is refused or nobody rides it any more."""
         if lane.exclusive:
             await self._keep_lease(lane)
             return
-        patience_ends = trio.current_time() + self._patience
+        since = trio.current_time()
         attempt = refusals = 0
         looks = _Looks()
         following: Dialled | None = None  # a connection that stands already
@@ -237,11 +241,11 @@ class Keeper:
             hurry = attempt > 0 and lane.state is LaneState.DIALLING
             try:
                 with self._poller.others_in_a_hurry():
-                    dialled = following or await self._dialler.dial(
-                        lane.identity, CONNECTION_NAME, ask=ask, ends=patience_ends if hurry else None
-                    )
+                    dialled = following or await self._dial(lane, ask, self._patience_ends(since) if hurry else None)
             except Refused as refusal:
-                if lane.large:
+                if self._exchange.paused and lane.connections:
+                    why = "refused"  # whoever is to come back may not be ready: the pause is for that, too
+                elif lane.large:
                     refusals += 1
                     await self._go_without(lane, refusal.reply, refusals)
                     why = "refused"
@@ -257,27 +261,61 @@ class Keeper:
             except DialError as problem:
                 why = str(problem)
             else:
+                if dialled is None:
+                    continue
                 if lane.outdated or (lane.large and self._exchange.lane(lane.identity).turned_away):  # meanwhile
                     dialled.sock.close()
+                    following = None
                     continue
-                since = trio.current_time()
+                connected_at = trio.current_time()
                 refusals = 0
                 following = await self._attend(lane, dialled, looks)
                 if lane.state is LaneState.CLOSED:
                     return
+                since = trio.current_time()
                 if following is not None or lane.outdated:
                     continue
-                patience_ends = trio.current_time() + self._patience
-                attempt = 0 if trio.current_time() > since + _LIVED else attempt + 1
-                await trio.sleep(pause(attempt))  # who accepts only to hang up is not dialled a thousand times a second
+                attempt = 0 if since > connected_at + _LIVED else attempt + 1
+                # Who accepts only to hang up is not dialled a thousand times a second.
+                await self._rest(trio.current_time() + pause(attempt))
                 continue
             attempt += 1
             with self._poller.others_in_a_hurry():
-                await self._back_off(lane, attempt, patience_ends, why)
+                await self._back_off(lane, attempt, since, why)
             if lane.state is LaneState.FAILING and not self._is_ridden(lane):
                 self._exchange.retire(lane)
                 self._homes.unpark_all()
                 return
+
+    def go_on(self) -> None:
+        """A pause is over: every lane is dialled anew, at once, and requests have waited for no time at all."""
+        self._resumed_at = trio.current_time()
+        for dial in self._dials:
+            dial.cancel()  # it may have begun before an upstream came that can be reached
+        for link in self._exchange.links:
+            if isinstance(link, Connection):
+                link.news.set()
+        self._resumed.unpark_all()
+        self._homes.unpark_all()
+
+    async def _dial(self, lane: Lane, ask: bool, ends: float | None) -> Dialled | None:
+        """One attempt, as `Dialler.dial`. None: a pause has ended meanwhile."""
+        with trio.CancelScope() as dial:
+            self._dials.add(dial)
+            try:
+                return await self._dialler.dial(lane.identity, CONNECTION_NAME, ask=ask, ends=ends)
+            finally:
+                self._dials.discard(dial)
+        return None
+
+    def _patience_ends(self, since: float) -> float:
+        """Until when requests wait that could have left until then. A pause does not count."""
+        return math.inf if self._exchange.paused else max(since, self._resumed_at) + self._patience
+
+    async def _rest(self, until: float) -> None:
+        """Waits, though not beyond the end of a pause."""
+        with trio.move_on_at(until):
+            await self._resumed.park()
 
     async def _go_without(self, lane: Lane, reply: bytes, refusals: int) -> None:
         """The identity of a lane for large values is refused. Waits before that is asked again.
@@ -286,18 +324,22 @@ class Keeper:
         """
         self._exchange.refuse(lane, reply)
         self._exchange.flush(perf_counter())
-        await trio.sleep(min(_REFUSED * 2.0**refusals, _REFUSED_AT_MOST))
+        await self._rest(trio.current_time() + min(_REFUSED * 2.0**refusals, _REFUSED_AT_MOST))
 
     async def _may_dial(self, lane: Lane) -> bool:
         """A lane for large values waits until the usual one of its identity stands, beside which it is to be.
 
+        While paused, only the lane that is always there is dialled: the upstream may not know the others' users yet.
         False: the lane is over.
         """
+        while self._exchange.paused and not self._exchange.is_base(lane):
+            await self._resumed.park()
         if not lane.large:
+            lane.outdated = False
             return True
         while lane.state is not LaneState.CLOSED:
             home = self._exchange.lane(lane.identity)
-            if home.state is LaneState.READY and not home.turned_away:
+            if home.state is LaneState.READY and not (home.turned_away or home.outdated or self._exchange.paused):
                 lane.outdated = False
                 self._exchange.ask_role(lane.identity, at_once=True)
                 self._exchange.flush(perf_counter())
@@ -338,16 +380,19 @@ class Keeper:
                 return await self._dialler.dial_patiently(identity._replace(username=b"default"), b"")
             raise
 
-    async def _back_off(self, lane: Lane, attempt: int, patience_ends: float, why: str) -> None:
+    async def _back_off(self, lane: Lane, attempt: int, since: float, why: str) -> None:
         """Waits before the next attempt; requests that have waited for as long as they may are answered meanwhile."""
         wake = trio.current_time() + pause(attempt)
+        patience_ends = self._patience_ends(since)
         if lane.state is LaneState.DIALLING and patience_ends <= wake:
-            await trio.sleep_until(patience_ends)
-            if lane.state is LaneState.DIALLING:
+            await self._rest(patience_ends)
+            if lane.outdated:
+                return  # a pause has ended
+            if lane.state is LaneState.DIALLING and not self._exchange.paused:
                 self._exchange.fail(lane, why)
                 self._homes.unpark_all()
                 self._exchange.flush(perf_counter())
-        await trio.sleep_until(wake)
+        await self._rest(wake)
 
     async def _attend(self, lane: Lane, dialled: Dialled, looks: _Looks | None = None) -> Dialled | None:
         """Lets a lane use its new connection until that is lost, or nobody needs the lane any more: it is closed then.
@@ -421,7 +466,7 @@ class Keeper:
 
     async def _is_over(self, connection: Connection, lane: Lane) -> bool:
         """Whether a connection is lost. One that is outdated is closed, once nothing is in flight on it."""
-        if lane.large and lane.outdated:
+        if lane.outdated and not lane.exclusive:
             connection.hold()
             await connection.emptied()
             if not connection.lost.is_set():
@@ -480,6 +525,10 @@ class Keeper:
         except BaseException:
             dialled.sock.close()
             raise
+        if lane.outdated:  # by a pause that has ended: what was dialled before that may be as old
+            dialled.sock.close()
+            connection.news.set()
+            return None
         if not connection.lost.is_set():
             log.info("%s: the upstream turned requests away; going on with a new connection", lane, extra=lane.ids)
             connection.end()

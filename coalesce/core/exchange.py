@@ -51,6 +51,9 @@ _EXEC_REQUESTS = frozenset(pack([name]) for name in _EXEC)
 # What a session needs a connection of its own for, where it has none.
 _BORROWING = frozenset((Need.BORROW, Need.TRANSACTION, Need.ASKING, Need.SUBSCRIBE, Need.WAIT, Need.PIN))
 
+# What goes down that connection afterwards, without a pause between.
+_LEASED = frozenset((Need.RIDE, Need.BORROW, Need.TRANSACTION, Need.ASKING))
+
 _HOLDING = frozenset((SessionState.SETTLING, SessionState.BORROWING, SessionState.PINNING))
 _DEFAULTS = Limits()
 # Bytes of requests kept for a session that waits behind what may block. (Redis: client-query-buffer-limit, 1 GB.)
@@ -86,6 +89,21 @@ class Totals(NamedTuple):
             max(self.largest, lane.largest),
             self.own + lane.own,
         )
+
+
+class Unfinished(NamedTuple):
+    """What was begun before a pause, and has not ended."""
+
+    in_flight: int = 0  # requests; of what blocks or is subscribed, none
+    in_transaction: int = 0  # sessions; those that watch keys, too
+    blocked: int = 0
+    subscribed: int = 0
+    pinned: int = 0
+
+    @property
+    def ends(self) -> bool:
+        """Whether there is something that ends by itself, or when its client has said the rest."""
+        return bool(self.in_flight or self.in_transaction)
 
 
 def _raise(lane: Lane, fault: Exception) -> None:
@@ -124,6 +142,7 @@ class Exchange:
         self.large_lanes: dict[Identity, Lane] = {}  # of the same identities, where there is a need
         self.dirty: list[Lane] = []  # the lanes with unsent requests
         self.draining = False
+        self.paused = False
         self.leases = Leases(self, limits.leases)
         self.now = 0.0  # of the last flush
         self.protocol_errors = 0  # of clients
@@ -435,6 +454,9 @@ class Exchange:
         if lease is not None and lease.home != lease.lane.identity:
             self._settle(session, arguments)  # it is lent for one request, and in another database
             return
+        if lease is not None and self.paused and session.owed and lease.stream is None and need in _LEASED:
+            self._settle(session, arguments)  # who sends on and on might never give it back
+            return
         if lease is not None:
             self._dispatch_leased(session, lease, arguments, need)
             return
@@ -490,7 +512,7 @@ class Exchange:
                 self.send(lease.lane, pack(arguments))
             else:
                 self._settle(session, arguments)
-        elif need in {Need.RIDE, Need.BORROW, Need.TRANSACTION, Need.ASKING}:
+        elif need in _LEASED:
             lease.asking = need is Need.ASKING
             lease.unproven |= is_fenced(arguments)
             caller: Caller = session
@@ -720,7 +742,7 @@ class Exchange:
         if not session.owed:
             self._settled(session)
 
-    def _settled(self, session: Session) -> None:
+    def _settled(self, session: Session) -> None:  # noqa: C901 (where to, each in its turn)
         arguments, session.waiting = session.waiting, None
         lease = session.lease
         if lease is not None and arguments is None and not lease.clean:
@@ -737,6 +759,9 @@ class Exchange:
             self._reset(session)
         elif lease is not None and need is Need.WAIT and lease.stream is None and not lease.in_transaction:
             session.become(SessionState.LEASED)
+            self._dispatch_leased(session, lease, arguments or [], need)
+        elif lease is not None and need in _LEASED and lease.stream is None and lease.home == lease.lane.identity:
+            session.become(SessionState.LEASED)  # it waited for a pause's sake
             self._dispatch_leased(session, lease, arguments or [], need)
         elif lease is not None:
             self._pin(session, arguments)  # in a transaction: what it means is only known when that has ended
@@ -937,8 +962,9 @@ class Exchange:
         return True
 
     def expire(self, now: float, patience: float) -> None:
-        """Refuses the sessions that have waited for a lease for longer than `patience` seconds."""
-        self.leases.expire(now, patience)
+        """Refuses the sessions that have waited for a lease for longer than `patience` seconds; nobody while paused."""
+        if not self.paused:
+            self.leases.expire(now, patience)
 
     # --- upstream ---
 
@@ -982,7 +1008,12 @@ class Exchange:
             self.enqueue(lane, pack([b"HELLO", b"%d" % identity.protocol]), _Role(lane))
 
     def keep_alive(self, now: float, idle: float) -> None:
-        """Has every lane say something that has not for `idle` seconds: or it is closed (`timeout`), or dead unseen."""
+        """Has every lane say something that has not for `idle` seconds: or it is closed (`timeout`), or dead unseen.
+
+        Not while paused: what is lost then is noticed, or replaced, in any case.
+        """
+        if self.paused:
+            return
         for lane in [*self.lanes.values(), *self.large_lanes.values()]:
             if lane.idle_for(now) >= idle:
                 self.enqueue(lane, pack([b"PING"]), _Nobody(lane))
@@ -996,8 +1027,9 @@ class Exchange:
 
     def replaced(self, lane: Lane) -> None:
         """A lane's connection is to be followed by one to another upstream; nothing is in flight on it."""
+        outdated = lane.outdated
         self.lose(lane)
-        if not lane.large:
+        if not lane.large and not outdated:  # else the leases are no older than what follows
             self.leases.renew()
 
     def _outdate(self, identity: Identity) -> None:
@@ -1028,7 +1060,7 @@ class Exchange:
             self._bound_unsent()
 
     def _bound_unsent(self) -> None:
-        busy = [lane for lane in self.dirty if lane.send is None or lane.large]
+        busy = [lane for lane in self.dirty if self.paused or lane.outdated or lane.send is None or lane.large]
         if sum(lane.unsent_weight() for lane in busy) > UNSENT_LIMIT:
             for lane in busy:
                 lane.full = True
@@ -1043,6 +1075,11 @@ class Exchange:
         self._relieve(lane)
 
     def _flush_lane(self, lane: Lane, now: float, held: list[Lane]) -> None:
+        if self.paused and not lane.exclusive:
+            if lane.has_unsent:
+                held.append(lane)
+            lane.full |= lane.owed >= lane.limit
+            return
         if lane.state is LaneState.FAILING:
             # Whoever is answered may ask for more, here or elsewhere: then that lane is dirty again.
             self._answer_unsent(lane, unavailable(lane.why_failing))
@@ -1183,6 +1220,53 @@ class Exchange:
                 with contained(session):
                     self.resume(session)
                     self.advance(session)
+
+    # --- pause ---
+
+    def pause(self) -> None:
+        """Holds what has not left, until `go_on`. What has is answered.
+
+        Requests wait for as long as it takes, in their order, and within the limits there are. No connection is lent.
+        A session that was lent one keeps it until its transaction is over, or what blocks is answered.
+        """
+        if self.paused:
+            return
+        self.paused = True
+        for lane in [*self.lanes.values(), *self.large_lanes.values()]:
+            if lane.state is LaneState.FAILING:
+                lane.become(LaneState.DIALLING)  # its requests wait as all others do
+        self.leases.call_in()
+
+    def go_on(self, now: float) -> None:
+        """Everything goes on, on new connections: the old ones may lead to an upstream that has been replaced.
+
+        No shared lane sends before it is connected anew. To be called at a time when whoever keeps the lanes hears of
+        it: those that are `outdated` are to be `replaced` as soon as nothing is in flight on them.
+        """
+        if not self.paused:
+            return
+        self.paused = False
+        self.now = now
+        for lane in [*self.lanes.values(), *self.large_lanes.values()]:
+            lane.outdated = True
+        self.leases.wait_anew(now)
+
+    def unfinished(self) -> Unfinished:
+        """What is still going on upstream."""
+        in_flight = sum(len(lane.in_flight) for lane in [*self.lanes.values(), *self.large_lanes.values()])
+        in_transaction = blocked = subscribed = 0
+        for lease in self.leases.of.values():
+            if isinstance(lease.stream, Subscriber):
+                subscribed += 1
+            elif lease.blocking and not lease.in_transaction:
+                blocked += 1
+            elif lease.session is not None and not lease.clean and lease.stream is None:
+                in_transaction += 1
+            elif lease.stream is not None:  # a verdict
+                in_flight += 1
+            else:
+                in_flight += len(lease.lane.in_flight) + len(lease.lane.callers)
+        return Unfinished(in_flight, in_transaction, blocked, subscribed, self.leases.pinned)
 
     def drain(self) -> None:
         """Every session ends as soon as it is owed nothing; what may go on for ever is ended."""

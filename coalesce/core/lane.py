@@ -145,7 +145,7 @@ class LaneState(enum.Enum):
 _TRANSITIONS = {
     LaneState.DIALLING: {LaneState.READY, LaneState.FAILING, LaneState.CLOSED},
     LaneState.READY: {LaneState.DIALLING, LaneState.CLOSED},
-    LaneState.FAILING: {LaneState.READY, LaneState.CLOSED},
+    LaneState.FAILING: {LaneState.READY, LaneState.DIALLING, LaneState.CLOSED},  # DIALLING: a pause
     LaneState.CLOSED: set(),
 }
 
@@ -192,7 +192,9 @@ class Lane:
         self.why_failing = "not connected yet"
         self.ends_transactions = False  # it has been asked to prove that EXEC is known there: see fence.py
         self.turned_away = False  # the upstream said that it is the wrong one, or not ready
-        self.outdated = False  # its identity has a newer connection, perhaps to another upstream
+        # It is to be dialled anew, or its identity has a newer connection, perhaps to another upstream. (A lease: is
+        # not lent again.)
+        self.outdated = False
         self.connections = 0  # so far
         self._round_trip = 0.0  # shortest seen on this connection, seconds
         self._left = 0.0  # when the last batch left
@@ -408,9 +410,11 @@ class Lane:
 
     def may_flush(self, now: float) -> bool:
         """Whether the next batch should leave, or grow while another is in flight. A lone request never waits."""
+        if self.outdated and not self.exclusive:
+            return False
         if self.large:
             # An upstream runs what has arrived in one go, and everybody else waits meanwhile.
-            return not self.in_flight and not self.outdated
+            return not self.in_flight
         if not self.in_flight:
             return True
         return (self.authenticated and not self.first) and (

@@ -219,7 +219,7 @@ class Leases:
 
     def serve(self) -> None:
         """Lends to those who wait, in the order in which they came, as long as there is something to lend."""
-        while self._queue:
+        while self._queue and not self._exchange.paused:
             session, _ = self._queue[0]
             if session.state is SessionState.BORROWING:
                 with contained(session):  # then it has left
@@ -332,6 +332,28 @@ class Leases:
                 lease.lane.outdated = True
         for lease in [lease for leases in self._idle.values() for lease in leases if lease.lane.outdated]:
             self._hang_up(lease)
+
+    def call_in(self) -> None:
+        """A pause: nothing that is connected now, or being dialled, is lent any more. Those who have a lease keep it;
+        those who were about to get one wait again, before all others, and their requests have not left.
+        """
+        waiting: list[Session] = []
+        for lease in list(self.of.values()):
+            lease.lane.outdated = True
+            session = lease.session
+            if session is not None and session.state is not SessionState.BORROWING:
+                continue
+            if session is not None:
+                session.lease = lease.session = None
+                waiting.append(session)
+            if lease.lane.link is not None:
+                self._hang_up(lease)
+        self._queue.extendleft((session, self._exchange.now) for session in reversed(waiting))
+
+    def wait_anew(self, now: float) -> None:
+        """The pause is over, and did not count."""
+        self._queue = deque((session, now) for session, _ in self._queue)
+        self.serve()
 
     def pin(self, lease: Lease) -> None:
         """The lease is the client's for good: it counts until `unpin`."""

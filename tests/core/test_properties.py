@@ -88,6 +88,7 @@ class Upstream:
         if not lane.exclusive and not lane.large:
             world.generations[lane.identity] += 1
         world.standing.append(self)
+        self.old = False  # from before the end of a pause
         self.generation = world.generations[lane.identity]  # each may have other data: see `Exchange._outdate`
 
     @property
@@ -105,6 +106,8 @@ class Upstream:
     def send(self, batch: bytes) -> None:
         """Takes a batch; when it can't take all at once, the lane gets no other (I10)."""
         assert self.lane.send == self.send, "a batch for a connection that is gone or busy"
+        assert not self.old, "a batch for an upstream that may have been replaced"
+        assert self.lane.exclusive or not self._world.exchange.paused, "a batch in a pause"
         reading = twins.read_requests(batch)
         assert reading.error is None
         assert not reading.leftover
@@ -133,6 +136,8 @@ class Upstream:
     def _serve(self, session: Session | None) -> None:
         """Whoever comes next finds the connection as if it had been dialled for them."""
         if session is not self.user:
+            late = self._world.exchange.paused and session not in self._world.lent_before
+            assert not late, f"{session!r} is lent a connection in a pause"
             assert self.state.clean, f"{session!r} is lent {self.state}"
             assert not self.owes, f"{session!r} is lent a connection that is still busy"
             assert not self.begun
@@ -563,6 +568,7 @@ class World:
         self.silent = False  # some connection may not PING
         self.unmarked = False  # ... or could not SWAPDB
         self.writes = 0
+        self.lent_before: set[Session] = set()  # ... the last pause
         self.expired = False
         self.failed: set[Identity] = set()
         self.refused: set[Identity] = set()
@@ -741,7 +747,7 @@ class Proxy(RuleBasedStateMachine):
         self.exchange = self.world.exchange
         self.clients = [Client(self.world, number) for number in range(3)]
         self.upstreams = self.world.upstreams
-        self.now = 0.0
+        self.now = self.resumed_at = 0.0
         self.published = 0
         self.sound = True
 
@@ -845,9 +851,9 @@ class Proxy(RuleBasedStateMachine):
 
     def dial(self, lane: Lane, round_trip: float, *, pings: bool = True) -> None:
         """What the handshake would come to. (For what is large, the shell dials beside the usual lane only.)"""
-        if lane.large:
-            if self.exchange.lane(lane.identity).state is not LaneState.READY:
-                return
+        if lane.large and self.exchange.lane(lane.identity).state is not LaneState.READY:
+            return
+        if not lane.exclusive:
             lane.outdated = False
         password = lane.identity.password
         if password is not None and password not in self.world.rules.passwords:
@@ -1089,8 +1095,23 @@ class Proxy(RuleBasedStateMachine):
             assert lane.state is not LaneState.CLOSED, f"{lane!r} is never forgotten"
             if lane.has_unsent:  # nobody flushes again before the next event, which may be far
                 assert lane.state is not LaneState.FAILING, f"{lane!r}: a request waits for its error"
-                waits = lane.send is None or lane.in_flight or lane.outdated
+                waits = lane.send is None or lane.in_flight or lane.outdated or self.exchange.paused
                 assert waits, f"{lane!r}: a lone request waits"
+
+    @step()
+    def pauses(self) -> None:
+        self.exchange.pause()
+        leases = self.exchange.leases.of.values()
+        self.world.lent_before = {it.session for it in leases if it.session is not None}
+        assert SessionState.BORROWING not in {it.state for it in self.world.lent_before}
+
+    @step()
+    def resumes(self) -> None:
+        if self.exchange.paused:
+            self.resumed_at = self.now
+            for lane, upstream in self.upstreams.items():
+                upstream.old = not lane.exclusive
+            self.exchange.go_on(self.now)
 
     @step()
     def passes_a_moment(self) -> None:
@@ -1102,7 +1123,11 @@ class Proxy(RuleBasedStateMachine):
         """As the shell does: often, with a flush behind."""
         self.world.expired = True
         waiting = [client for client in self.clients if client.session.state is SessionState.BORROWING]
-        early = [client for client in waiting if client.waits_since + PATIENCE > self.now + later]
+        early = [
+            client
+            for client in waiting
+            if max(client.waits_since, self.resumed_at) + PATIENCE > self.now + later or self.exchange.paused
+        ]
         self.now += later
         self.exchange.expire(self.now, PATIENCE)
         assert not [client for client in early if client.session.state is SessionState.FLOWING], "refused too early"
@@ -1117,7 +1142,8 @@ class Proxy(RuleBasedStateMachine):
             if lane.outdated and lane in self.upstreams and not lane.in_flight and not lane.exclusive:
                 del self.upstreams[lane]
                 self.exchange.replaced(lane)
-            if lane.state in {LaneState.DIALLING, LaneState.FAILING}:
+            may_dial = not self.exchange.paused or self.exchange.is_base(lane)
+            if may_dial and lane.state in {LaneState.DIALLING, LaneState.FAILING}:
                 self.dial(lane, 1e-5)
         for lane in list(self.upstreams):
             self.take_again(lane)
@@ -1141,6 +1167,7 @@ class Proxy(RuleBasedStateMachine):
                 lease = client.session.lease
                 client.may_end = True
                 client.cut_off |= any(map(client.awaits, BLOCKING)) or (lease is not None and lease.stream is not None)
+            self.resumes()
             self.exchange.drain()
 
     # --- what always holds ---
@@ -1233,7 +1260,8 @@ class Proxy(RuleBasedStateMachine):
                     held[caller.session] += caller._size
                     unsent.add(caller)
             assert unsent.issuperset(lane.withdrawable)
-            assert set(lane.withdrawable) == {it for it in lane.callers if isinstance(it, Large)} or lane.exclusive
+            left = {it for it in lane.callers if isinstance(it, Large) and it._size}  # (0: withdrawn)
+            assert set(lane.withdrawable) == left or lane.exclusive
             for request in lane.withdrawable.values():
                 assert any(piece is request for piece in lane.unsent)
         for client in self.clients:
@@ -1336,7 +1364,8 @@ class Proxy(RuleBasedStateMachine):
             if client.session.state is SessionState.BORROWING and client.session.lease is None
         ]
         assert Counter(queue) == Counter(waiting)
-        if queue:
+        assert not (self.exchange.paused and idle), "idle leases outlast a pause"
+        if queue and not self.exchange.paused:
             assert not idle, "an idle lease, and somebody waits"
             assert len(leases.of) + leases.pinned == LIMITS.leases
 
@@ -1362,6 +1391,9 @@ class Proxy(RuleBasedStateMachine):
 
     def come_to_rest(self) -> None:
         """Everybody says what there is to say; afterwards nothing is owed and nobody is stuck (I3)."""
+        if self.exchange.paused:
+            self.come_to_a_halt()
+            self.resumes()
         for _ in range(200):
             for client in self.clients:
                 client.comes_to_an_end()
@@ -1382,6 +1414,21 @@ class Proxy(RuleBasedStateMachine):
                 assert client.session.state is SessionState.FLOWING, f"{client} is stuck"
                 lacking = (client.to_say, client.due, client.got, list(client.messages))
                 assert lacking == (b"", None, b"", []), f"{client} lacks a reply"
+
+    def come_to_a_halt(self) -> None:
+        """A pause: what has been begun ends, but for what its client keeps open."""
+        for _ in range(200):
+            for client in self.clients:
+                client.comes_to_an_end()
+                if client.session.state is _S.LEASED:
+                    client.sends(10**9)
+            self.round()
+            self.check()
+            if not self.exchange.unfinished().ends:
+                break
+        left = self.exchange.unfinished()
+        assert not left.in_flight, f"{left}"
+        assert not left.in_transaction, f"{left}"
 
     def is_busy(self) -> bool:
         talking = any(

@@ -1,0 +1,283 @@
+"""/pause, and what may happen to the upstream until /resume: nobody is told."""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .admin import ADMIN, ask, post
+from .processes import DEADLINE, RedisServer, eventually, running_coalesce, running_server, short_directory
+from .reliability.faults import last
+from .reliability.stage import on_stage
+from .versions import NEWEST
+from .wire import bulk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .processes import Coalesce
+    from .wire import Wire
+
+NOTHING = {"paused": True, "in_flight": 0, "in_transaction": 0, "blocked": 0, "subscribed": 0, "pinned": 0}
+
+
+@pytest.fixture(scope="session", params=[NEWEST], ids=str)
+def executable(request):
+    """It is coalesce's to bear, whichever server it is."""
+    return request.param
+
+
+@pytest.fixture
+def coalesce(fresh_upstream) -> Iterator[Coalesce]:
+    with running_coalesce(fresh_upstream.url, *ADMIN) as coalesce:
+        yield coalesce
+
+
+def shut_down(server: RedisServer) -> None:
+    """As an operator does: SHUTDOWN, by somebody who is not a client of coalesce's."""
+    with server.connect() as control:
+        control.send(b"SHUTDOWN NOSAVE\r\n")
+        control.rest()
+    assert server.process is not None
+    server.process.wait(DEADLINE)
+
+
+def is_held(wire: Wire) -> bool:
+    """(What says that nothing comes is a look at what has come, behind something that was answered.)"""
+    return wire.look() == (b"", False)
+
+
+def go_on_saying(wire: Wire, what: bytes) -> None:
+    for _ in itertools.repeat(None, 10_000):
+        wire.send(what)
+
+
+def in_the_background(call: Callable[[], object]) -> Callable[[], object]:
+    """Begins it, and returns what waits for what it comes to."""
+    pool = ThreadPoolExecutor(1)
+    running = pool.submit(call)
+    pool.shutdown(wait=False)
+    return lambda: running.result(DEADLINE)
+
+
+def test_the_upstream_is_swapped_under_load_and_nobody_notices(executable):
+    with on_stage(executable, *ADMIN) as stage:
+        for _ in range(2):
+            paused = post(stage.coalesce, "/pause")
+            assert (paused.status, paused.told) == (200, NOTHING)
+            shut_down(stage.upstream)
+            stage.upstream.start()
+            assert post(stage.coalesce, "/resume").told == {"paused": False}
+            stage.load.go_on(5)
+        verdict = stage.finish()
+        assert (verdict.unacknowledged, verdict.refused, verdict.closed) == (0, 0, 0)
+        assert verdict.acknowledged == verdict.sent >= 50
+
+
+def test_the_books_do_not_balance_like_that_without_a_pause(executable):
+    with on_stage(executable, *ADMIN) as stage:
+        shut_down(stage.upstream)
+        stage.upstream.start()
+        stage.load.go_on(5)
+        assert stage.finish().closed > 0
+
+
+def test_a_pause_may_last_longer_than_requests_wait(fresh_upstream):
+    """Without an upstream, and with the attempts to reach it being refused all the while."""
+    hasty = ("--upstream-wait", "0.05")
+    with (
+        running_coalesce(fresh_upstream.url, *ADMIN, *hasty) as coalesce,
+        coalesce.connect() as client,
+        coalesce.connect() as borrower,
+    ):
+        assert client.ask("SET", "k", "v") == b"+OK\r\n"
+        assert post(coalesce, "/pause").status == 200
+        shut_down(fresh_upstream)
+        client.send(b"GET k\r\n")
+        borrower.send(b"MULTI\r\n")
+        eventually(lambda: "can't connect to" in coalesce.stderr)
+        last(1.0)  # twenty times what they would wait for
+        assert is_held(client)
+        assert is_held(borrower)
+        fresh_upstream.start()
+        post(coalesce, "/resume")
+        assert client.reply() == b"$-1\r\n"  # (nothing was kept)
+        assert borrower.reply() == b"+OK\r\n"
+
+
+def test_an_outage_before_the_pause_is_over_with_it(fresh_upstream):
+    """Who would have been refused waits as well, and is served as soon as the pause is over."""
+    hasty = ("--upstream-wait", "0.05")
+    with running_coalesce(fresh_upstream.url, *ADMIN, *hasty) as coalesce, coalesce.connect() as client:
+        shut_down(fresh_upstream)
+        eventually(lambda: client.ask("PING").startswith(b"-ERR coalesce: upstream unavailable"))
+        post(coalesce, "/pause")
+        client.send(b"PING\r\n")
+        fresh_upstream.start()
+        post(coalesce, "/resume")
+        assert client.reply() == b"+PONG\r\n"
+
+
+def test_after_a_pause_nobody_is_left_on_the_upstream_that_was_replaced(executable):
+    """It runs on, and only what leads to it has changed: here, the place of a unix socket."""
+    with short_directory() as place, running_server(executable) as old, running_server(executable) as new:
+        link = place / "upstream.sock"
+        link.symlink_to(old.unix_path)
+        with running_coalesce(f"unix://{link}", *ADMIN) as coalesce, coalesce.connect() as client:
+            with coalesce.connect() as other, coalesce.connect() as lent:
+                assert client.ask("SET", "k", "old") == b"+OK\r\n"
+                assert other.ask("SELECT", "3") == b"+OK\r\n"
+                assert lent.ask("MULTI") == b"+OK\r\n"
+                assert lent.ask("EXEC") == b"*0\r\n"  # a connection that is idle now
+                assert post(coalesce, "/pause").told == NOTHING
+                link.unlink()
+                link.symlink_to(new.unix_path)
+                for wire in (client, other, lent):
+                    wire.send(b"MULTI\r\n" if wire is lent else b"SET k new\r\n")
+                post(coalesce, "/resume")
+                for wire in (client, other, lent):
+                    assert wire.reply() == b"+OK\r\n"
+                assert lent.ask("SET", "k2", "new") == b"+QUEUED\r\n"
+                assert lent.ask("EXEC") == b"*1\r\n+OK\r\n"
+            with old.connect() as control:
+                assert control.ask("MGET", "k", "k2") == b"*2\r\n" + bulk("old") + b"$-1\r\n"
+                eventually(lambda: control.ask("CLIENT", "LIST").count(b"name=coalesce") == 0)
+
+
+def test_a_transaction_goes_on_until_its_end(coalesce):
+    with coalesce.connect() as client, coalesce.connect() as other:
+        assert client.ask("MULTI") == b"+OK\r\n"
+        waited = in_the_background(lambda: post(coalesce, "/pause"))
+        eventually(lambda: "paused" in coalesce.stderr)
+        assert client.ask("INCR", "k") == b"+QUEUED\r\n"
+        other.send(b"GET k\r\n")
+        assert client.ask("EXEC") == b"*1\r\n:1\r\n"
+        answer = waited()
+        assert (answer.status, answer.told) == (200, NOTHING)
+        client.send(b"INCR k\r\n")
+        assert ask(coalesce, "/readiness").status == 200
+        assert is_held(client)
+        assert is_held(other)
+        post(coalesce, "/resume")
+        assert other.reply() == bulk("1")
+        assert client.reply() == b":2\r\n"
+
+
+def test_a_transaction_that_does_not_end_is_told_of(coalesce):
+    with coalesce.connect() as client:
+        assert client.ask("WATCH", "k") == b"+OK\r\n"
+        answer = post(coalesce, "/pause?timeout=0.05")
+        assert (answer.status, answer.told) == (504, NOTHING | {"in_transaction": 1})
+        assert client.ask("UNWATCH") == b"+OK\r\n"
+        assert post(coalesce, "/pause?timeout=5").told == NOTHING  # it has stayed paused
+        client.send(b"PING\r\n")
+        post(coalesce, "/resume")
+        assert client.reply() == b"+PONG\r\n"
+
+
+def test_one_who_sends_on_and_on_gives_its_connection_back(coalesce):
+    """Requests behind one that was lent a connection: the pause does not wait for a moment without any."""
+    with coalesce.connect() as client:
+        assert client.ask("MULTI") == b"+OK\r\n"
+        waited = in_the_background(lambda: post(coalesce, "/pause"))
+        eventually(lambda: "paused" in coalesce.stderr)
+        client.send(b"INCR k\r\nEXEC\r\nMULTI\r\nINCR k\r\nEXEC\r\nGET k\r\n")
+        assert client.replies(2) == [b"+QUEUED\r\n", b"*1\r\n:1\r\n"]
+        answer = waited()
+        assert (answer.status, answer.told) == (200, NOTHING)
+        assert is_held(client)
+        post(coalesce, "/resume")
+        assert client.replies(4) == [b"+OK\r\n", b"+QUEUED\r\n", b"*1\r\n:2\r\n", bulk("2")]
+
+
+def test_what_cannot_end_is_counted_and_not_waited_for(coalesce):
+    with coalesce.connect() as blocked, coalesce.connect() as subscribed, coalesce.connect() as pinned:
+        assert subscribed.ask("SUBSCRIBE", "c").startswith(b"*3\r\n")
+        assert pinned.ask("CLIENT", "ID").startswith(b":")
+        blocked.send(b"BLPOP k 0\r\n")
+        eventually(lambda: pinned.ask("CLIENT", "LIST").count(b"cmd=blpop"))
+        answer = post(coalesce, "/pause")
+        assert (answer.status, answer.told) == (200, NOTHING | {"blocked": 1, "subscribed": 1, "pinned": 1})
+        assert pinned.ask("RPUSH", "k", "v") == b":1\r\n"  # its connection is its own
+        assert blocked.reply() == b"*2\r\n" + bulk("k") + bulk("v")
+        assert post(coalesce, "/pause").told == NOTHING | {"subscribed": 1, "pinned": 1}
+        post(coalesce, "/resume")
+        assert blocked.ask("PING") == b"+PONG\r\n"
+
+
+def test_a_slow_request_is_waited_for_and_told_of(coalesce, fresh_upstream):
+    with coalesce.connect() as client, fresh_upstream.connect() as control:
+        client.send(b"EVAL 'while true do end' 0\r\n")
+        eventually(lambda: control.ask("PING").startswith(b"-BUSY"))
+        answer = post(coalesce, "/pause?timeout=0.05")
+        assert answer.status == 504
+        assert answer.told["in_flight"]
+        control.ask("SCRIPT", "KILL")
+        assert client.reply().startswith(b"-")
+        assert post(coalesce, "/pause").told == NOTHING
+
+
+def test_clients_come_to_a_halt_by_the_limits_there_are(fresh_upstream):
+    with running_coalesce(fresh_upstream.url, *ADMIN, "--client-limit", "10") as coalesce, coalesce.connect() as client:
+        assert client.ask("PING") == b"+PONG\r\n"
+        post(coalesce, "/pause")
+        before = coalesce.most_memory()
+        client.socket.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # nobody reads what it says
+            go_on_saying(client, b"PING\r\n" * 1000)
+        assert coalesce.most_memory() < before + 20_000_000
+        post(coalesce, "/resume")
+        client.socket.settimeout(DEADLINE)
+        assert set(client.replies(10_000)) == {b"+PONG\r\n"}
+
+
+def test_sigterm_in_a_pause_answers_what_was_read(fresh_upstream):
+    with running_coalesce(fresh_upstream.url, *ADMIN) as coalesce, coalesce.connect() as client:
+        assert client.ask("PING") == b"+PONG\r\n"
+        post(coalesce, "/pause")
+        client.send(b"INCR k\r\n")
+        code, stderr = coalesce.stop()
+        assert code == 0, stderr
+        assert client.rest() == b":1\r\n"
+
+
+def test_quitquitquit_in_a_pause_and_a_pause_that_waits(fresh_upstream):
+    with running_coalesce(fresh_upstream.url, *ADMIN) as coalesce, coalesce.connect() as client:
+        assert client.ask("MULTI") == b"+OK\r\n"
+        waited = in_the_background(lambda: post(coalesce, "/pause?timeout=10"))
+        eventually(lambda: "paused" in coalesce.stderr)
+        assert post(coalesce, "/quitquitquit").status == 200
+        answer = waited()
+        assert (answer.status, answer.body) == (409, b"draining\n")
+        assert coalesce.wait()[0] == 0
+        assert client.rest() == b""  # a drain waits for no transaction
+
+
+def test_a_pause_that_is_taken_back_says_so(coalesce):
+    with coalesce.connect() as client:
+        assert client.ask("MULTI") == b"+OK\r\n"
+        waited = in_the_background(lambda: post(coalesce, "/pause"))
+        eventually(lambda: "paused" in coalesce.stderr)
+        post(coalesce, "/resume")
+        answer = waited()
+        assert (answer.status, answer.body) == (409, b"resumed meanwhile\n")
+        assert client.ask("EXEC") == b"*0\r\n"
+
+
+@pytest.mark.parametrize("timeout", ["", "-1", "nan", "inf", "soon", "1&timeout=2"])
+def test_a_time_that_is_none(coalesce, timeout):
+    assert post(coalesce, f"/pause?timeout={timeout}").status == 400
+    with coalesce.connect() as client:
+        assert client.ask("PING") == b"+PONG\r\n"
+
+
+def test_resume_without_a_pause_changes_nothing(coalesce, fresh_upstream):
+    with coalesce.connect() as client, fresh_upstream.connect() as control:
+        assert client.ask("PING") == b"+PONG\r\n"
+        before = control.ask("INFO", "stats").split(b"total_connections_received:")[1].split()[0]
+        assert post(coalesce, "/resume").status == 200
+        assert client.ask("PING") == b"+PONG\r\n"
+        assert control.ask("INFO", "stats").split(b"total_connections_received:")[1].split()[0] == before
