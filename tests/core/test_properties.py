@@ -1301,7 +1301,8 @@ class Proxy(RuleBasedStateMachine):
             return
         streams = lease is not None and lease.stream is not None
         on_its_way = streams and (self.upstreams[lease.lane].owes or lease.lane.unsent or client.got)
-        assert session.owed or on_its_way or client.due is None, f"{client} said {client.due}, and nobody cares"
+        cared_for = session.owed or on_its_way or session.throttled  # (its next request is taken once it is resumed)
+        assert cared_for or client.due is None, f"{client} said {client.due}, and nobody cares"
         if session.throttled:
             held = [
                 lane
