@@ -1190,7 +1190,8 @@ class Proxy(RuleBasedStateMachine):
                     held[caller.session] += caller._size
                     unsent.add(caller)
             assert unsent.issuperset(lane.withdrawable)
-            assert set(lane.withdrawable) == {it for it in lane.callers if isinstance(it, Large)} or lane.exclusive
+            left = {it for it in lane.callers if isinstance(it, Large) and it._size}  # (0: withdrawn)
+            assert set(lane.withdrawable) == left or lane.exclusive
             for request in lane.withdrawable.values():
                 assert any(piece is request for piece in lane.unsent)
         for client in self.clients:
@@ -1230,7 +1231,8 @@ class Proxy(RuleBasedStateMachine):
             return
         streams = lease is not None and lease.stream is not None
         on_its_way = streams and (self.upstreams[lease.lane].owes or lease.lane.unsent or client.got)
-        assert session.owed or on_its_way or client.due is None, f"{client} said {client.due}, and nobody cares"
+        cared_for = session.owed or on_its_way or session.throttled  # (its next request is taken once it is resumed)
+        assert cared_for or client.due is None, f"{client} said {client.due}, and nobody cares"
         if session.throttled:
             held = [
                 lane
