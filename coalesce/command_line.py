@@ -235,7 +235,9 @@ COMMANDS: dict[str, click.Command] = {"check": check, "wait": wait, "top": top, 
 def _asked(admin: TcpAddress | None) -> TcpAddress:
     """Raises UsageError."""
     _look_at_what_is_no_flag(click.get_current_context())
-    if admin is None or not admin.port:
+    if admin is None:
+        raise click.UsageError("there is nobody to ask: the admin is off")
+    if not admin.port:
         raise click.UsageError("--admin is to say where the coalesce to ask has its admin HTTP: host:port")
     return admin
 

@@ -23,7 +23,6 @@ import queue
 import ssl
 import sys
 import threading
-import time
 import traceback
 from contextlib import contextmanager, nullcontext, suppress
 from copy import copy
@@ -222,15 +221,17 @@ def _event(record: logging.LogRecord) -> object:
     return record.levelno, record.msg, place
 
 
+# A summary has its own.
+_TIMES = {"created", "msecs", "relativeCreated"}
+
+
 def _summary(last: logging.LogRecord, more: int, seconds: float) -> logging.LogRecord:
     """With the last of them. (Their traceback has been written, with the first.)"""
-    record = copy(last)
+    record = logging.makeLogRecord({name: value for name, value in vars(last).items() if name not in _TIMES})
     template = str(last.msg) if last.args else str(last.msg).replace("%", "%%")
     record.msg = f"%d more like this in the last %.0f seconds: {template}"
     record.args = (more, seconds, *(last.args if isinstance(last.args, tuple) else ()))
     record.more = more
-    record.created = time.time()
-    record.msecs = record.created % 1 * 1000
     return record
 
 

@@ -7,8 +7,8 @@ import json
 import os
 import select
 import sys
-import time
 from http.client import OK
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rich.console import Console, Group
@@ -87,12 +87,12 @@ def _watch(admin: TcpAddress, console: Console) -> None:
         _keys() as keys,
     ):
         while True:
-            due = time.monotonic() + _EVERY
+            due = monotonic() + _EVERY
             try:
-                shown, seen = look(admin), time.monotonic()
+                shown, seen = look(admin), monotonic()
                 live.update(frame(shown, console.width), refresh=True)
             except AskError as silence:
-                live.update(_silent(str(silence), shown, time.monotonic() - seen, console.width), refresh=True)
+                live.update(_silent(str(silence), shown, monotonic() - seen, console.width), refresh=True)
             if keys.pressed(b"qQ", due):
                 return
 
@@ -105,9 +105,9 @@ class _Keys:
 
     def pressed(self, wanted: bytes, until: float) -> bool:
         """Whether one of these was, waiting no longer than `until`."""
-        while (left := until - time.monotonic()) > 0:
+        while (left := until - monotonic()) > 0:
             if self._descriptor is None:
-                time.sleep(left)
+                sleep(left)
             elif select.select([self._descriptor], [], [], left)[0]:
                 typed = os.read(self._descriptor, 64)  # (past the buffer of `sys.stdin`, which `select` can't see)
                 if not typed or any(key in typed for key in wanted):  # or the terminal is gone

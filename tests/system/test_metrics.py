@@ -25,6 +25,7 @@ TYPES = {
     "build_info": "gauge", "clients": "gauge", "clients_limit": "gauge", "clients_accepted": "counter",
     "clients_refused": "counter", "clients_closed": "counter", "clients_memory_bytes": "gauge",
     "clients_memory_limit_bytes": "gauge", "lanes": "gauge", "lanes_limit": "gauge", "leases": "gauge",
+    "log_lines_dropped": "counter",
     "leases_waiting": "gauge", "leases_limit": "gauge", "commands": "counter", "own_commands": "counter",
     "requests_unsent": "gauge", "requests_in_flight": "gauge", "batch_commands": "histogram",
     "upstream_round_trip_seconds": "histogram", "queue_wait_seconds": "histogram", "upstream_sent_bytes": "counter",
@@ -205,5 +206,5 @@ def test_no_secret_and_nothing_of_a_client_is_told(fresh_upstream: RedisServer) 
             assert word not in text
         for word in ("ourpassword", "theirpassword", "wrongpassword", "theirkey", "theirvalue", "theirclient"):
             assert word not in said
-        assert status(coalesce)["settings"]["upstream"] == f"redis://{fresh_upstream.url}/2"
+        assert status(coalesce)["settings"]["upstream"] == f"redis://ourname@{fresh_upstream.url}/2"
         assert {lane["user"] for lane in status(coalesce)["lanes"]} == {"ourname", "theirname"}

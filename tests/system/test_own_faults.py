@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from coalesce import downstream, server
+from coalesce import server
 from coalesce.config import Config, TcpAddress, Upstream, parse_address
 from coalesce.core.exchange import Exchange
 from coalesce.core.lane import LARGE, Lane
@@ -437,12 +437,12 @@ async def test_in_the_poller_itself(upstream, monkeypatch, caplog):
     check(caplog, coalesce, "task serve_sockets: a fault in coalesce, it begins anew")
 
 
-@pytest.mark.parametrize("what", ["Client", "_welcome"])
+@pytest.mark.parametrize("what", [(SharedClient, "__init__"), (Clients, "_welcome")], ids=["made", "welcomed"])
 async def test_while_a_client_is_accepted(upstream, monkeypatch, caplog, what):
     async with serving(upstream) as coalesce:
         neighbour = await coalesce.connect()
         assert await neighbour.ask("PING") == PONG
-        Faulty(monkeypatch, downstream if what == "Client" else Clients, what, always, 1)
+        Faulty(monkeypatch, *what, always, 1)
         assert await (await coalesce.connect()).is_closed()
         assert await (await coalesce.connect()).ask("PING") == PONG
         assert await neighbour.ask("PING") == PONG

@@ -110,7 +110,8 @@ def test_before_the_first_command(admin: Admin) -> None:
 
 def test_no_answer_is_exit_code_1() -> None:
     nobody = f"127.0.0.1:{free_port()}"
-    assert once("--once", COALESCE_ADMIN=nobody) == (1, "", f"coalesce: no answer from {nobody}: Connection refused\n")
+    complaint = f"coalesce: can't ask {nobody} (--admin): Connection refused\n"
+    assert once("--once", COALESCE_ADMIN=nobody) == (1, "", complaint)
 
 
 def test_off_is_nobody_to_ask() -> None:
@@ -192,7 +193,7 @@ def test_it_says_when_there_is_no_answer_and_goes_on(admin: Admin) -> None:
     with terminal(*TOP, "--admin", admin.address) as opened:
         opened.shows("98,356")
         admin.end()
-        opened.shows(f"coalesce: no answer from {admin.address}: Connection refused. What is below is")
+        opened.shows(f"can't ask {admin.address} (--admin): Connection refused. What is below is")
         with running_admin(admin.port) as again:
             again.says = at_work() | {"state": "paused"}
             opened.shows("Paused: new commands wait until POST /resume.")

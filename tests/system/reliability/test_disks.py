@@ -42,7 +42,7 @@ from coalesce.logs import logging_to_stderr
 with logging_to_stderr():
     log = logging.getLogger("coalesce")
     for number in range({LINES}):
-        log.info("line %d", number)
+        log.info(f"line {{number}}")  # (lines alike would be summed up)
     print("done", flush=True)
     sys.stdin.readline()
     log.info("the last one")
