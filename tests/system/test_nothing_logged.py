@@ -32,12 +32,12 @@ def faulty_receive(exchange, session, data):
         raise ValueError(data, session, exchange)
     receive(exchange, session, data)
 
-def faulty_replies(lane, data, now):
+def faulty_replies(lane, data):
     if b"BREAK-THE-LANE" in data:
         raise KeyError(bytes(data), lane)
     if b"NO-RESP" in data:
         data = b"$qjxmark-in-a-reply\\r\\n" + data
-    replies(lane, data, now)
+    replies(lane, data)
 
 Exchange.receive, Lane.receive = faulty_receive, faulty_replies
 sys.exit(__main__.main())
