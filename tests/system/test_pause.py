@@ -12,6 +12,8 @@ from .admin import ADMIN, ask, post
 from .processes import DEADLINE, RedisServer, eventually, running_coalesce, running_server, short_directory
 from .reliability.faults import last
 from .reliability.stage import on_stage
+from .test_metrics import metrics as figures
+from .test_metrics import reset
 from .versions import NEWEST
 from .wire import bulk
 
@@ -232,6 +234,40 @@ def test_clients_come_to_a_halt_by_the_limits_there_are(fresh_upstream):
         post(coalesce, "/resume")
         client.socket.settimeout(DEADLINE)
         assert set(client.replies(10_000)) == {b"+PONG\r\n"}
+
+
+def test_what_blocks_and_was_given_up_in_a_pause_takes_nothing(coalesce, fresh_upstream):
+    """A worker that waits for a job, loses patience, and comes back to wait anew: it is there once, afterwards."""
+    with fresh_upstream.connect() as control, coalesce.connect() as worker:
+        post(coalesce, "/pause")
+        for how in ("close", "shutdown", "reset"):
+            with coalesce.connect() as impatient:
+                impatient.send(b"BLMOVE jobs taken LEFT RIGHT 0\r\n")
+                eventually(lambda: figures(coalesce)["leases_waiting"] == 1)
+                if how == "shutdown":
+                    impatient.half_close()
+                    assert impatient.rest() == b""
+                elif how == "reset":
+                    reset(impatient)
+                else:
+                    impatient.close()
+                eventually(lambda: figures(coalesce)["clients shared"] + figures(coalesce)["clients waiting"] == 1)
+                assert figures(coalesce)["leases_waiting"] == 0
+        worker.send(b"BLPOP jobs 0\r\n")
+        control.ask("RPUSH", "jobs", "a-job")
+        post(coalesce, "/resume")
+        assert worker.reply() == b"*2\r\n" + bulk("jobs") + bulk("a-job")
+        assert control.ask("EXISTS", "taken") == b":0\r\n"
+
+
+def test_who_waits_for_the_end_of_a_pause_waits_for_no_limit(coalesce):
+    with coalesce.connect() as client:
+        post(coalesce, "/pause")
+        client.send(b"MULTI\r\n")
+        eventually(lambda: figures(coalesce)["leases_waiting"] == 1)
+        post(coalesce, "/resume")
+        assert client.reply() == b"+OK\r\n"
+    assert "--max-leases" not in coalesce.stderr
 
 
 def test_sigterm_in_a_pause_answers_what_was_read(fresh_upstream):
