@@ -214,6 +214,7 @@ def run_oracle(executable: Executable, plan: Plan) -> Tally:
         else:
             places = (upstream.address, upstream.unix_path) if relay is None else (relay.address,)
         run = Run(places, upstream.unix_path, texts_of(upstream), plan.replies, plan.story_share, plan.direct)
+        run.ledger.held = operator is not None
         try:
             scene = Scene(upstream, relay, coalesce)
             trio.run(let_them_talk, run, scene, plan, operator, strict_exception_groups=True)

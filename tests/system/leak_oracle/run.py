@@ -153,6 +153,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
+        self.held = False  # requests may outlast a kill before they are sent: in a pause
         self.offered: set[str] = set()  # pushed, perhaps
         self.pushed: set[str] = set()  # for sure, and since the last kill
         self.got: dict[str, int] = {}  # by which client
@@ -161,7 +162,8 @@ class Ledger:
     def forget(self) -> None:
         """A kill begins."""
         self.pushed.clear()
-        self.left_blocked.clear()
+        if not self.held:
+            self.left_blocked.clear()
 
     def take(self, element: str, client: int) -> str | None:
         """Enters that a client got an element; what is wrong with that, if anything."""
