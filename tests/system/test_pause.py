@@ -19,6 +19,7 @@ from .wire import bulk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from .processes import Coalesce
     from .wire import Wire
@@ -147,6 +148,45 @@ def test_after_a_pause_nobody_is_left_on_the_upstream_that_was_replaced(executab
             with old.connect() as control:
                 assert control.ask("MGET", "k", "k2") == b"*2\r\n" + bulk("old") + b"$-1\r\n"
                 eventually(lambda: control.ask("CLIENT", "LIST").count(b"name=coalesce") == 0)
+
+
+def test_a_connection_that_was_found_before_the_end_of_a_pause_is_not_gone_on_with(executable):
+    """A lane that was turned away has found another upstream, and waits for its last reply when the pause begins."""
+    with (
+        short_directory() as place,
+        running_server(executable) as replica,
+        running_server(executable) as middle,
+        running_server(executable) as last_one,
+    ):
+        link = place / "upstream.sock"
+        link.symlink_to(replica.unix_path)
+        with (
+            running_coalesce(f"unix://{link}", *ADMIN) as coalesce,
+            replica.connect() as control,
+            middle.connect() as found,
+            coalesce.connect() as client,
+        ):
+            assert client.ask("SELECT", "3") == b"+OK\r\n"
+            control.ask("REPLICAOF", "127.0.0.1", "1")
+            control.ask("CLIENT", "PAUSE", "60000", "WRITE")
+            lead(link, middle)
+            client.send(b"SET k v\r\nPUBLISH c m\r\n")
+            assert client.reply().startswith(b"-READONLY")
+            eventually(lambda: found.ask("CLIENT", "LIST").count(b"name=coalesce"))
+            assert post(coalesce, "/pause?timeout=0").told["in_flight"] == 1
+            control.ask("CLIENT", "UNPAUSE")
+            assert client.reply() == b":0\r\n"
+            assert post(coalesce, "/pause").told == NOTHING
+            lead(link, last_one)
+            client.send(b"SET k v\r\n")
+            post(coalesce, "/resume")
+            assert client.reply() == b"+OK\r\n"
+            assert found.ask("INFO", "keyspace").count(b"db3") == 0
+
+
+def lead(link: Path, server: RedisServer) -> None:
+    link.unlink()
+    link.symlink_to(server.unix_path)
 
 
 def test_a_transaction_goes_on_until_its_end(coalesce):
