@@ -276,6 +276,27 @@ def test_clients_come_to_a_halt_by_the_limits_there_are(fresh_upstream):
         assert set(client.replies(10_000)) == {b"+PONG\r\n"}
 
 
+def test_who_gave_up_in_a_pause_makes_room(fresh_upstream):
+    with running_coalesce(fresh_upstream.url, *ADMIN, "--max-clients", "3") as coalesce, coalesce.connect() as patient:
+        post(coalesce, "/pause")
+        patient.send(b"PING\r\n")
+        for said in (b"PING\r\n", b"PING\r\nSELECT 1\r\n", b"SELECT 1\r\n", b"MULTI\r\n", b"BLPOP k 0\r\n"):
+            last(0.15)  # it is looked for them ten times a second
+            for _ in range(2):
+                with coalesce.connect() as impatient:
+                    impatient.send(said)
+                    impatient.half_close()
+                    assert impatient.look()[0] == b""
+        last(0.15)
+        with coalesce.connect() as one, coalesce.connect() as other:
+            for wire in (one, other):
+                wire.send(b"PING\r\n")
+            with coalesce.connect() as refused:
+                assert refused.rest().startswith(b"-ERR max number of clients")
+            post(coalesce, "/resume")
+            assert [wire.reply() for wire in (patient, one, other)] == [b"+PONG\r\n"] * 3
+
+
 def test_what_blocks_and_was_given_up_in_a_pause_takes_nothing(coalesce, fresh_upstream):
     """A worker that waits for a job, loses patience, and comes back to wait anew: it is there once, afterwards."""
     with fresh_upstream.connect() as control, coalesce.connect() as worker:
