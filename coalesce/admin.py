@@ -1,7 +1,8 @@
 """HTTP for operators: probes, metrics, status, and the few things that can be asked of a running coalesce.
 
     GET  /startup /readiness /liveness                 503 or 200, for whoever supervises
-    GET  /metrics /status /                            for whoever looks
+    GET  /metrics                                      for whoever collects
+    GET  /status /                                     for whoever looks: see `_may_look`
     POST /quitquitquit /pause /resume                  for whoever may: see `_may_ask`
 
 Parsed and served by hypercorn, on trio. Its tasks share the thread with the poller, so what they do is short.
@@ -49,6 +50,8 @@ _NEVER_READS = 5000
 _CONNECTIONS = 32
 # What says that somebody passed a request on.
 _PASSED_ON = frozenset(("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"))
+# What any name may stand before: it says little, and machines ask for it by a Service's name.
+_FOR_MACHINES = frozenset(("/startup", "/readiness", "/liveness", "/metrics"))
 # A name, or an address; IPv6 in brackets; perhaps a port.
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9.-]+))(?::[0-9]*)?")
 # Seconds without accepting after an error, such as no descriptor being left. (That is said where clients are accepted.)
@@ -227,6 +230,8 @@ class Admin:
         method, respond = route
         if request.method != method and (request.method, method) != ("HEAD", "GET"):
             return _said(405, f"this wants {method}")._replace(headers=((b"allow", method.encode()),))
+        if request.path not in _FOR_MACHINES and not _may_look(request):
+            return _said(403, "this can be asked of an IP address or of localhost alone, not of another name")
         if method == "POST" and (why_not := _why_not(request)):
             return _said(403, why_not)
         return await respond(request)
@@ -318,6 +323,20 @@ def _why_not(request: Request) -> str | None:
     if origin is not None and origin.lower() != f"http://{host}":
         return "this can't be asked by another site's page"
     return None
+
+
+def _may_look(request: Request) -> bool:
+    """Whether it was asked of an address, or of localhost: not of a name that somebody's page has led here (DNS
+    rebinding), for the browser would let that page read the answer.
+    """
+    found = _HOST.fullmatch(request.headers.get("host", "").lower())
+    if found is None or found["name"] == "localhost":
+        return found is not None
+    try:
+        ipaddress.ip_address(found["name"] or found["six"])
+    except ValueError:
+        return False
+    return True
 
 
 def _is_loopback(address: str) -> bool:

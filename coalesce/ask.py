@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import http.client
-import urllib.error
-import urllib.request
+import socket
+from contextlib import suppress
 from ipaddress import ip_address
+from threading import Timer
 from time import monotonic, sleep
 
 from coalesce.config import TcpAddress
@@ -65,22 +66,30 @@ def shut_down(admin: TcpAddress, timeout: float) -> None:
 
 
 def ask(admin: TcpAddress, method: str, path: str, timeout: float = _ANSWER) -> tuple[int, bytes]:
-    """The status, and what was said, within so many seconds. Raises NoAnswerError."""
+    """The status, and what was said, within so many seconds. Follows nobody elsewhere. Raises NoAnswerError."""
     where = _reachable(admin)
-    request = urllib.request.Request(f"http://{where}{path}", method=method)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
+    connection = http.client.HTTPConnection(where.host, where.port, timeout=timeout)
     try:
-        with opener.open(request, timeout=timeout) as answer:
-            return answer.status, answer.read(_LONGEST)
-    except urllib.error.HTTPError as refusal:
-        with refusal:
-            return refusal.code, refusal.read(_LONGEST)
-    except urllib.error.URLError as problem:
-        nobody = isinstance(problem.reason, ConnectionRefusedError)
-        why = problem.reason.strerror if isinstance(problem.reason, OSError) else None
-        raise NoAnswerError(f"can't ask {where} (--admin): {why or problem.reason}", nobody) from None
+        connection.connect()
+    except OSError as problem:
+        why = f"can't ask {where} (--admin): {problem.strerror or problem}"
+        raise NoAnswerError(why, isinstance(problem, ConnectionRefusedError)) from None
+    late = Timer(timeout, _cut, [connection.sock])  # (a socket's own timeout begins anew with each byte)
+    late.start()
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read(_LONGEST)
     except (OSError, http.client.HTTPException):
         raise NoAnswerError(f"can't ask {where} (--admin): no answer of HTTP", nobody=False) from None
+    finally:
+        late.cancel()
+        connection.close()
+
+
+def _cut(sock: socket.socket) -> None:
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _ask(admin: TcpAddress, method: str, path: str, ends: float) -> tuple[int, str]:

@@ -10,12 +10,14 @@ import errno
 import ipaddress
 import logging
 import os
+import select
 import socket
 import struct
 import sys
 from collections import deque
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -392,6 +394,7 @@ class Clients:
         self._shared: set[Client] = set()
         self._listeners: list[Listener] = []
         self._accepting = True
+        self._make_room_from = 0.0
         self._greetings = (
             None if certificates is None else Greetings(certificates, poller, self._take_greeted, handshake_timeout)
         )
@@ -474,7 +477,9 @@ class Clients:
             return
         sock.setblocking(False)
         greetings = None if sock.family == socket.AF_UNIX else self._greetings
-        if len(self._shared) + self.greeting + self.pinned >= self.limit:
+        if self._full and self.exchange.paused:
+            self._make_room()
+        if self._full:
             self.poller.tally.clients_refused += 1
             what = "a client (%s) is refused: there are %d already (--max-clients)"
             log.warning(what, origin, self.limit, extra={"address": origin})
@@ -491,6 +496,34 @@ class Clients:
             _turn_away(sock, origin, problem)
             return
         self._take(sock, origin)
+
+    @property
+    def _full(self) -> bool:
+        return len(self._shared) + self.greeting + self.pinned >= self.limit
+
+    def _make_room(self) -> None:
+        """Closes those who have left, or say no more, in a pause.
+
+        Who does not wait for its end comes back, again and again. Nobody is answered meanwhile, and whoever has closed
+        can't be told from one who only sends no more, so they keep their places: until somebody else needs these.
+        """
+        now = monotonic()
+        if now < self._make_room_from:
+            return
+        self._make_room_from = now + _PAUSE
+        # (One whom coalesce has not let in stays: what it asked for is a connection of its user's, and that stays.)
+        by_descriptor = {
+            client.sock.fileno(): client
+            for client in self._shared
+            if client.sock is not None and not client.session.locked
+        }
+        gone = select.poll()
+        for descriptor in by_descriptor:
+            gone.register(descriptor, select.POLLRDHUP)
+        for descriptor, _ in gone.poll(0):
+            client = by_descriptor[descriptor]
+            with contained(client):
+                client.give_up()
 
     def _take_greeted(self, sock: TlsSocket) -> None:
         self._take(sock, sock.origin)

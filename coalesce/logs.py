@@ -44,8 +44,9 @@ _BURST = 10
 _PERIOD = 10.0
 # Events at a time that are told apart; none of ours has its text made up before.
 _EVENTS = 1000
-# Lines of a trace that wait for their reader: they are many, and have up to 64 KB.
+# The same of a trace: they are many, and have up to 64 KB. Lines, and characters in all of them.
 _TRACED = 10_000
+_TRACED_SIZE = 16 * 1024 * 1024
 # What would begin another line, or tell a terminal to do something.
 _CONTROLS = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160), 0x2028, 0x2029]}
 
@@ -243,6 +244,7 @@ class Log(logging.Handler):
         self.dropped = 0  # lines, until now
         self._said_gap = 0  # ... of them, those that the trace has told of
         self._traced = self._traced_written = 0  # lines of the trace; the writer alone counts the latter
+        self._traced_size = self._traced_size_written = 0  # ... and their characters
         self._said_dropped = 0  # ... of them, those that a line has told of
         self._form = formatter
         self._clock = clock
@@ -264,13 +266,15 @@ class Log(logging.Handler):
 
     def trace(self, line: str) -> None:
         """A line for standard output, by the same thread."""
-        if self._lines.qsize() >= _TRACED:
+        size = self._traced_size - self._traced_size_written
+        if self._lines.qsize() >= _TRACED or size + len(line) > _TRACED_SIZE:
             self.dropped += 1
             return
         if self.dropped > self._said_gap:
-            self._lines.put(f"# {self.dropped - self._said_gap} lines were dropped: nobody read them")
+            line = f"# {self.dropped - self._said_gap} lines were dropped: nobody read them\n{line}"
             self._said_gap = self.dropped
         self._traced += 1
+        self._traced_size += len(line)
         self._lines.put(line)
 
     def _take(self, record: logging.LogRecord) -> None:
@@ -292,6 +296,7 @@ class Log(logging.Handler):
         while (line := self._next()) is not None:
             if isinstance(line, str):
                 self._traced_written += 1
+                self._traced_size_written += len(line)
                 with suppress(OSError):
                     _write(f"{line}\n", to=1)
             else:

@@ -49,12 +49,16 @@ def look(admin: TcpAddress) -> Status:
     if code != OK:
         raise AskError(f"{admin} answers with HTTP {code} to /status")
     try:
-        status = json.loads(body)
-    except ValueError:
+        status = _printable(json.loads(body))
+    except (ValueError, RecursionError):
         status = None
     if not isinstance(status, dict) or "coalesce" not in status:
         raise AskError(f"who answers at {admin} is not coalesce")
-    return cast("Status", _printable(status))
+    try:
+        frame(status, _WIDE)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        raise AskError(f"what {admin} answers is no status that can be shown: another version's?") from None
+    return cast("Status", status)
 
 
 def _printable(value: Any) -> Any:

@@ -17,9 +17,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from coalesce.core.errors import UpstreamError
+from coalesce.core.errors import ClientError, UpstreamError
 from coalesce.core.exchange import Exchange
-from coalesce.core.resp import CRLF, WITH_PUSHES, Passage
+from coalesce.core.resp import CRLF, WITH_PUSHES, LargeRequestError, Passage, RequestReader
 from coalesce.downstream import Client
 from coalesce.upstream import Connection
 
@@ -41,6 +41,12 @@ _WORD = re.compile(rb"[\x21-\x7e]+")
 _TEXT = re.compile(rb"(?:[\x20-\x7e]*[\x21-\x7e])?")
 _STATUS = re.compile(rb"\+(?:OK|PONG|QUEUED|RESET)\r\n")
 _AGGREGATES = {ord("*"): 1, ord("~"): 1, ord(">"): 1, ord("%"): 2}
+# Where what can't be read as a request may have credentials in it; and replies that tell some: CONFIG GET, ACL GETUSER,
+# ACL LIST, and an error that repeats what was meant to be a password.
+_MAY_HAVE_CREDENTIALS = re.compile(rb"AUTH|PASS|ACL|HELLO", re.IGNORECASE)
+_TELLS_CREDENTIALS = re.compile(
+    rb"requirepass|masterauth|-pass\b|\bpasswords\r\n|#[0-9a-f]{64}|ACL SETUSER modifier", re.IGNORECASE
+)
 _SECRET = re.compile(rb"\$32\r\n[0-9a-f]{32}\r\n")
 
 
@@ -52,12 +58,10 @@ def show_identity(username: bytes | None, password: bytes | None, database: int,
 
 def show_request(raw: bytes, *, values: bool) -> str:
     """One request, as it follows `>>` of a client and `<<` of an upstream connection."""
-    parts = raw.split(CRLF)
-    canonical = raw.startswith(b"*") and _packed(arguments := parts[2::2]) == raw
-    if not canonical:
-        arguments = raw.split()
-    if not arguments or (not canonical and raw.startswith(b"*")):
-        return _literal(raw, values=values and b"AUTH" not in raw.upper())
+    arguments = _arguments(raw)
+    if not arguments:
+        return _literal(raw, values=values and not _MAY_HAVE_CREDENTIALS.search(raw))
+    canonical = _packed(arguments) == raw
     shown = _without_credentials(arguments)
     if not values:
         name = shown[0].decode() if _NAME.fullmatch(shown[0]) else f"<{len(shown[0])}>"
@@ -67,14 +71,28 @@ def show_request(raw: bytes, *, values: bool) -> str:
     return _literal(_packed(shown) if shown != arguments else raw, values=True)
 
 
+def _arguments(raw: bytes) -> list[bytes] | None:
+    """As Redis would read them, none of an empty line or array; None: it is not one request."""
+    reader = RequestReader()
+    reader.feed(raw)
+    try:
+        arguments = reader.next_request(authenticated=True)
+    except (ClientError, LargeRequestError):
+        return None
+    return None if reader.held else arguments or []
+
+
 def show_reply(raw: bytes, *, values: bool) -> str:
-    """One reply, as it follows `>>` of an upstream connection and `<<` of a client."""
+    """One reply, as it follows `>>` of an upstream connection and `<<` of a client. Raises ValueError: it is none."""
+    values = values and not _TELLS_CREDENTIALS.search(raw)
     words: list[str] = []
     position = 0
     plain = True
     while position < len(raw):
-        end = raw.find(CRLF, position)
+        end = raw.index(CRLF, position)
         kind, line = raw[position], raw[position:end]
+        if not line:
+            raise ValueError("no reply")
         position = end + 2
         if kind in b"$=!" and not line.startswith(b"$-"):
             value = raw[position : position + int(line[1:])]
@@ -121,47 +139,69 @@ def _without_credentials(arguments: list[bytes]) -> list[bytes]:
         hidden = list(range(2, len(arguments)))
     elif upper[:2] == [b"CONFIG", b"SET"] and any(b"PASS" in it or b"AUTH" in it for it in upper):
         hidden = list(range(3, len(arguments)))
+    elif name == b"SENTINEL" and any(b"PASS" in it for it in upper):
+        hidden = list(range(2, len(arguments)))
     return [HIDDEN if at in hidden else it for at, it in enumerate(arguments)]
 
 
 class Frames:
-    """Cuts what comes in any pieces into requests and replies. What is no RESP comes out as it is."""
+    """Cuts what comes in any pieces into requests, or into replies. What is neither comes out as it is, and nothing of
+    what follows it.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, requests: bool) -> None:
+        self._requests = requests
         self._rest = b""
         self._passage: Passage | None = None
+        self._in_line = False  # in the middle of an inline request
         self._kept: list[bytes] = []
         self._size = 0  # bytes of the frame that is under way
+        self._broken = False
 
     def feed(self, data: bytes) -> Iterator[bytes | int]:
-        """Whole frames; of one that is too long, its length."""
+        """Whole frames; of one that is too long, its length, and of what can't be read, too."""
         data = self._rest + data
         self._rest = b""
         while data:
-            if self._passage is None and data[:1].isalnum():  # an inline request
+            if self._broken:
+                yield len(data)
+                return
+            if self._requests and self._passage is None and (self._in_line or not data.startswith(b"*")):
                 end = data.find(b"\n") + 1
-                if not end and len(data) < _LONGEST:
-                    self._rest = data
+                self._in_line = not end
+                self._keep(data[: end or len(data)])
+                if not end:
                     return
-                yield data[: end or len(data)]
-                data = data[end or len(data) :]
+                data = data[end:]
+                yield self._whole()
                 continue
             passage = self._passage = self._passage or Passage(WITH_PUSHES)
             try:
                 position = passage.skip(data)
             except UpstreamError:
-                yield b"".join([*self._kept, data])
-                self.__init__()  # type: ignore[misc]
+                self._broken = True
+                self._keep(data)
+                yield self._whole()
                 return
-            self._size += position
-            if self._size <= _LONGEST:
-                self._kept.append(data[:position])
+            self._keep(data[:position])
             data = data[position:]
             if not passage.over:
                 self._rest = data
                 return
-            yield b"".join(self._kept) if self._size <= _LONGEST else self._size
-            self._passage, self._kept, self._size = None, [], 0
+            self._passage = None
+            whole = self._whole()
+            self._broken = self._requests and isinstance(whole, bytes) and _arguments(whole) is None
+            yield whole
+
+    def _keep(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._size <= _LONGEST:
+            self._kept.append(piece)
+
+    def _whole(self) -> bytes | int:
+        whole = b"".join(self._kept) if self._size <= _LONGEST else self._size
+        self._kept, self._size = [], 0
+        return whole
 
 
 class Tracer:
@@ -175,7 +215,7 @@ class Tracer:
     def heard(self, who: str, data: bytes, *, requests: bool, sent: bool) -> None:
         """`sent`: by coalesce."""
         verb = "<<" if sent else ">>"
-        frames = self._frames.setdefault(f"{who} {verb}", Frames())
+        frames = self._frames.setdefault(f"{who} {verb}", Frames(requests=requests))
         show = show_request if requests else show_reply
         for frame in frames.feed(data):
             if isinstance(frame, int):
@@ -185,7 +225,7 @@ class Tracer:
                 try:
                     text = show(ours, values=self._values)
                 except ValueError:
-                    text = _literal(ours, values=self._values)
+                    text = f"<{len(ours)}>"  # no RESP
             self.say(f"{who} {verb} {text}")
 
     def over(self, who: str) -> None:

@@ -525,8 +525,10 @@ class Keeper:
         except BaseException:
             dialled.sock.close()
             raise
-        if lane.outdated:  # by a pause that has ended: what was dialled before that may be as old
+        if lane.outdated or self._exchange.paused:  # what was dialled before a pause has ended is not gone on with
             dialled.sock.close()
+            for each in held:
+                each.go_on()
             connection.news.set()
             return None
         if not connection.lost.is_set():

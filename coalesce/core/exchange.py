@@ -672,6 +672,10 @@ class Exchange:
                 self._pin(session, session.waiting)
             elif not lease.marks:
                 self.depart(session)
+        elif session.state is SessionState.BORROWING and self.paused and _blocks(session.waiting):
+            # Who waits for a job comes back again and again while there is a pause. Afterwards each of these requests
+            # would take one, and be there no more.
+            self.depart(session)
         elif session.state in TAKING and not _has_more(session):
             self._end(session, b"")
 
@@ -1236,6 +1240,10 @@ class Exchange:
             if lane.state is LaneState.FAILING:
                 lane.become(LaneState.DIALLING)  # its requests wait as all others do
         self.leases.call_in()
+        for session in self.leases.queued:
+            if session.ended:
+                with contained(session):
+                    self._look_at_end(session)
 
     def go_on(self, now: float) -> None:
         """Everything goes on, on new connections: the old ones may lead to an upstream that has been replaced.

@@ -202,6 +202,11 @@ class Leases:
         lent = len(self.of) - len(dialling) - idle
         return LeaseFigures(len(dialling), lent, idle, queue, queue + borrowing, len(sessions) - borrowing)
 
+    @property
+    def queued(self) -> list[Session]:
+        """Those that wait for a lease that is free."""
+        return [session for session, _ in self._queue if session.state is SessionState.BORROWING]
+
     # --- lending ---
 
     def borrow(self, session: Session, arguments: list[bytes]) -> None:
@@ -213,7 +218,7 @@ class Leases:
             self._queue = deque(each for each in self._queue if each[0].state is SessionState.BORROWING)
             self._tidy_at = max(_TIDY_AT, 2 * len(self._queue))
         self.serve()
-        if session.state is SessionState.BORROWING and session.lease is None:
+        if session.state is SessionState.BORROWING and session.lease is None and not self._exchange.paused:
             what = f"waits for a connection of its own: all {self.limit} are taken (--max-leases)"
             self._exchange.say_limit(session, what)
 

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -263,6 +264,31 @@ def test_what_escapes_is_told_without_its_text(way):
     kind = {"given_up": "GeneratorExit", "cannot_be_logged": "TypeError"}.get(way, "KeyError")
     assert f"{kind}\n" in ended.stderr
     assert "ada-secret" not in ended.stderr
+
+
+def test_a_trace_that_nobody_reads_is_bounded():
+    """Its lines may be long. (Nothing is written here: as when standard output is a pipe that is full.)"""
+    log = logs.Log(logging.Formatter())
+    tracemalloc.start()
+    try:
+        for number in range(2000):
+            log.trace(f"c1 << {number:060000}")
+        assert 30_000_000 > tracemalloc.get_traced_memory()[0] > 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert log.dropped > 1000
+
+
+def test_gaps_in_a_trace_cost_the_log_nothing(capfd):
+    """Each time that the reader of the trace was too slow, and is quick again, there is a line about it."""
+    with logging_to_stderr() as log:
+        for _ in range(1100):
+            log.dropped += 1
+            log.trace("c1 >> PING")
+        logging.getLogger("coalesce").warning("still said")
+    said = capfd.readouterr()
+    assert said.out.count("# 1 lines were dropped: nobody read them\nc1 >> PING\n") == 1100
+    assert "still said" in said.err
 
 
 def test_machines_are_told_of_everything_in_objects():

@@ -164,6 +164,21 @@ def test_who_is_here_may(coalesce, headers):
     assert ask(coalesce, "/resume", "POST", headers).status == 200
 
 
+@pytest.mark.parametrize("path", ["/", "/status", "/page.js", "/page.css"])
+def test_a_page_that_leads_its_name_here_does_not_look(coalesce, path):
+    assert ask(coalesce, path).status == 200
+    names = ("evil.example", "evil.example:9380", "127.0.0.1.evil.example", "localhost.evil.example", "1", "a_b", "")
+    for host in names:
+        assert ask(coalesce, path, headers={"Host": host}).status == 403, host
+    for host in ("localhost", "localhost:9380", "127.0.0.1:9380", "10.1.2.3:9380", "[::1]:9380", "[fe80::1]"):
+        assert ask(coalesce, path, headers={"Host": host}).status == 200, host
+
+
+@pytest.mark.parametrize("path", [*PROBES, "/metrics"])
+def test_machines_ask_by_any_name(coalesce, path):
+    assert ask(coalesce, path, headers={"Host": "coalesce.a-namespace.svc:9380"}).status == 200
+
+
 @pytest.mark.skipif(bool(namespaces.impossible()), reason=namespaces.impossible() or "they work")
 def test_another_host_may_look_and_change_nothing(fresh_upstream):
     with (

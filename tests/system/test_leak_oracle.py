@@ -41,6 +41,16 @@ def test_every_fault_in_turn():
     assert tally.closed_by_a_fault > 0
 
 
+def test_every_fault_in_turn_while_an_operator_pauses_and_looks():
+    """A pause excuses nothing, and the figures are right at any time."""
+    plan = Plan(
+        sys.maxsize, seed=5, fault_every=0.3, clients=60, max_leases=15, story_share=0.15, rounds=1, pauses=True
+    )
+    tally = run_oracle(NEWEST, plan)
+    assert tally.pauses > 0
+    assert tally.faults.keys() == {*CLOSING, *PASSING}
+
+
 @with_newest
 def test_the_oracle_is_right_about_a_direct_connection(executable):
     """Of whichever version: what it checks here is itself."""

@@ -12,11 +12,14 @@ from .admin import ADMIN, ask, post
 from .processes import DEADLINE, RedisServer, eventually, running_coalesce, running_server, short_directory
 from .reliability.faults import last
 from .reliability.stage import on_stage
+from .test_metrics import metrics as figures
+from .test_metrics import reset
 from .versions import NEWEST
 from .wire import bulk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from .processes import Coalesce
     from .wire import Wire
@@ -147,6 +150,45 @@ def test_after_a_pause_nobody_is_left_on_the_upstream_that_was_replaced(executab
                 eventually(lambda: control.ask("CLIENT", "LIST").count(b"name=coalesce") == 0)
 
 
+def test_a_connection_that_was_found_before_the_end_of_a_pause_is_not_gone_on_with(executable):
+    """A lane that was turned away has found another upstream, and waits for its last reply when the pause begins."""
+    with (
+        short_directory() as place,
+        running_server(executable) as replica,
+        running_server(executable) as middle,
+        running_server(executable) as last_one,
+    ):
+        link = place / "upstream.sock"
+        link.symlink_to(replica.unix_path)
+        with (
+            running_coalesce(f"unix://{link}", *ADMIN) as coalesce,
+            replica.connect() as control,
+            middle.connect() as found,
+            coalesce.connect() as client,
+        ):
+            assert client.ask("SELECT", "3") == b"+OK\r\n"
+            control.ask("REPLICAOF", "127.0.0.1", "1")
+            control.ask("CLIENT", "PAUSE", "60000", "WRITE")
+            lead(link, middle)
+            client.send(b"SET k v\r\nPUBLISH c m\r\n")
+            assert client.reply().startswith(b"-READONLY")
+            eventually(lambda: found.ask("CLIENT", "LIST").count(b"name=coalesce"))
+            assert post(coalesce, "/pause?timeout=0").told["in_flight"] == 1
+            control.ask("CLIENT", "UNPAUSE")
+            assert client.reply() == b":0\r\n"
+            assert post(coalesce, "/pause").told == NOTHING
+            lead(link, last_one)
+            client.send(b"SET k v\r\n")
+            post(coalesce, "/resume")
+            assert client.reply() == b"+OK\r\n"
+            assert found.ask("INFO", "keyspace").count(b"db3") == 0
+
+
+def lead(link: Path, server: RedisServer) -> None:
+    link.unlink()
+    link.symlink_to(server.unix_path)
+
+
 def test_a_transaction_goes_on_until_its_end(coalesce):
     with coalesce.connect() as client, coalesce.connect() as other:
         assert client.ask("MULTI") == b"+OK\r\n"
@@ -232,6 +274,61 @@ def test_clients_come_to_a_halt_by_the_limits_there_are(fresh_upstream):
         post(coalesce, "/resume")
         client.socket.settimeout(DEADLINE)
         assert set(client.replies(10_000)) == {b"+PONG\r\n"}
+
+
+def test_who_gave_up_in_a_pause_makes_room(fresh_upstream):
+    with running_coalesce(fresh_upstream.url, *ADMIN, "--max-clients", "3") as coalesce, coalesce.connect() as patient:
+        post(coalesce, "/pause")
+        patient.send(b"PING\r\n")
+        for said in (b"PING\r\n", b"PING\r\nSELECT 1\r\n", b"SELECT 1\r\n", b"MULTI\r\n", b"BLPOP k 0\r\n"):
+            last(0.15)  # it is looked for them ten times a second
+            for _ in range(2):
+                with coalesce.connect() as impatient:
+                    impatient.send(said)
+                    impatient.half_close()
+                    assert impatient.look()[0] == b""
+        last(0.15)
+        with coalesce.connect() as one, coalesce.connect() as other:
+            for wire in (one, other):
+                wire.send(b"PING\r\n")
+            with coalesce.connect() as refused:
+                assert refused.rest().startswith(b"-ERR max number of clients")
+            post(coalesce, "/resume")
+            assert [wire.reply() for wire in (patient, one, other)] == [b"+PONG\r\n"] * 3
+
+
+def test_what_blocks_and_was_given_up_in_a_pause_takes_nothing(coalesce, fresh_upstream):
+    """A worker that waits for a job, loses patience, and comes back to wait anew: it is there once, afterwards."""
+    with fresh_upstream.connect() as control, coalesce.connect() as worker:
+        post(coalesce, "/pause")
+        for how in ("close", "shutdown", "reset"):
+            with coalesce.connect() as impatient:
+                impatient.send(b"BLMOVE jobs taken LEFT RIGHT 0\r\n")
+                eventually(lambda: figures(coalesce)["leases_waiting"] == 1)
+                if how == "shutdown":
+                    impatient.half_close()
+                    assert impatient.rest() == b""
+                elif how == "reset":
+                    reset(impatient)
+                else:
+                    impatient.close()
+                eventually(lambda: figures(coalesce)["clients shared"] + figures(coalesce)["clients waiting"] == 1)
+                assert figures(coalesce)["leases_waiting"] == 0
+        worker.send(b"BLPOP jobs 0\r\n")
+        control.ask("RPUSH", "jobs", "a-job")
+        post(coalesce, "/resume")
+        assert worker.reply() == b"*2\r\n" + bulk("jobs") + bulk("a-job")
+        assert control.ask("EXISTS", "taken") == b":0\r\n"
+
+
+def test_who_waits_for_the_end_of_a_pause_waits_for_no_limit(coalesce):
+    with coalesce.connect() as client:
+        post(coalesce, "/pause")
+        client.send(b"MULTI\r\n")
+        eventually(lambda: figures(coalesce)["leases_waiting"] == 1)
+        post(coalesce, "/resume")
+        assert client.reply() == b"+OK\r\n"
+    assert "--max-leases" not in coalesce.stderr
 
 
 def test_sigterm_in_a_pause_answers_what_was_read(fresh_upstream):

@@ -9,7 +9,7 @@ import time
 from tests.system.processes import executables
 
 from .oracle import Plan, run_oracle
-from .run import LeftBehindError, LostElementError, WrongReplyError
+from .run import LeftBehindError, LostElementError, WrongFigureError, WrongReplyError
 
 # A fault often enough to meet everything, seldom enough that most of a second is fair weather; a quarter of the clients
 # get a connection of their own at a time, and so most stories begin in a queue.
@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--max-leases", type=int, metavar="N", help="coalesce's option; few make clients queue")
     parser.add_argument("--story-share", type=float, default=0.05, help="how often a client needs its own connection")
+    parser.add_argument("--pauses", action="store_true", help="an operator pauses, resumes and scrapes at any time")
     parser.add_argument("--direct", action="store_true", help="without coalesce: what fails then is the oracle's fault")
     parser.add_argument("--server", choices=[str(each) for each in executables()], default=str(executables()[-1]))
     chosen = parser.parse_args()
@@ -42,7 +43,7 @@ def main() -> int:
     begin = time.monotonic()
     try:
         tally = run_oracle(executable, Plan(**settings))
-    except* (WrongReplyError, LeftBehindError, LostElementError) as wrong:
+    except* (WrongReplyError, LeftBehindError, LostElementError, WrongFigureError) as wrong:
         for each in wrong.exceptions:
             print(f"LEAK or loss: {each}", file=sys.stderr)
         raise

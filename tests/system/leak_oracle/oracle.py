@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tests.system.admin import ADMIN
 from tests.system.processes import eventually, running_coalesce, running_server
 from tests.system.reliability import faults
 from tests.system.reliability.relay import Relay
 
 from .client import Client
+from .operator import Operator
 from .run import LeftBehindError, Run, Tally, server_options, texts_of
 from .speaker import Helper
 
@@ -48,6 +50,7 @@ class Plan:
     direct: bool = False
     minutes: float | None = None  # then it ends, if not before
     rounds: int | None = None  # of all faults: then, too
+    pauses: bool = False  # by the admin, at any time, while its figures are looked at
 
 
 async def keep_a_place_taken(run: Run, seed: str) -> None:
@@ -150,9 +153,12 @@ async def end_after(run: Run, seconds: float) -> None:
     run.time_is_up = True
 
 
-async def let_them_talk(run: Run, scene: Scene, plan: Plan) -> None:
+async def let_them_talk(run: Run, scene: Scene, plan: Plan, operator: Operator | None) -> None:
     async with trio.open_nursery() as around:
         around.start_soon(report_progress, run)
+        if operator is not None:
+            around.start_soon(operator.pause_now_and_then)
+            around.start_soon(operator.look_now_and_then)
         if plan.minutes is not None:
             around.start_soon(end_after, run, plan.minutes * 60)
         if plan.kill_every:
@@ -191,7 +197,7 @@ def last_words_of(coalesce: Coalesce) -> str:
 def run_oracle(executable: Executable, plan: Plan) -> Tally:
     """Returns once `replies` were checked and the books balance.
 
-    Raises an exception group of WrongReplyError, or LeftBehindError, or LostElementError.
+    Raises an exception group of WrongReplyError, or LeftBehindError, LostElementError, or WrongFigureError.
     """
     with running_server(executable, *server_options()) as upstream, contextlib.ExitStack() as stack:
         # Few leases: whoever waits for one has to get it, however long the queue.
@@ -199,20 +205,27 @@ def run_oracle(executable: Executable, plan: Plan) -> Tally:
         flags = ["--max-leases", str(few), "--upstream-wait", "20"] if few is not None else []
         relay = stack.enter_context(Relay(upstream.address)) if plan.fault_every else None
         where = upstream.url if relay is None else relay.url
+        flags += ADMIN if plan.pauses else ()
         coalesce = None if plan.direct else stack.enter_context(running_coalesce(where, *flags))
+        operator = None if coalesce is None or not plan.pauses else Operator(coalesce, plan.seed)
         places: tuple[Address, ...]
         if coalesce is not None:
             places = (coalesce.address, coalesce.unix_path)
         else:
             places = (upstream.address, upstream.unix_path) if relay is None else (relay.address,)
         run = Run(places, upstream.unix_path, texts_of(upstream), plan.replies, plan.story_share, plan.direct)
+        run.ledger.held = operator is not None
         try:
-            trio.run(let_them_talk, run, Scene(upstream, relay, coalesce), plan, strict_exception_groups=True)
+            scene = Scene(upstream, relay, coalesce)
+            trio.run(let_them_talk, run, scene, plan, operator, strict_exception_groups=True)
         except ExceptionGroup as problem:
             if coalesce is not None and (last_words := last_words_of(coalesce)):
                 raise RuntimeError(f"coalesce has ended:\n{last_words}") from problem
             raise
         nothing_is_left_behind(upstream)
+        if operator is not None:
+            operator.close_the_books()
+            run.tally.pauses = operator.pauses
         if coalesce is not None:
             code, stderr = coalesce.stop()
             assert code == 0, stderr

@@ -29,6 +29,10 @@ class LostElementError(AssertionError):
     """The books do not balance: an element of a shared queue is nowhere, or twice."""
 
 
+class WrongFigureError(AssertionError):
+    """What coalesce tells of itself can't be."""
+
+
 @dataclass
 class Weather:
     """`mark` grows when a fault begins that closes connections, and again when all those are closed and coalesce serves
@@ -62,6 +66,7 @@ class Tally:
     refused_by_coalesce: int = 0
     messages: int = 0
     handed_to_the_departed: int = 0
+    pauses: int = 0
     departures: Counter[str] = field(default_factory=Counter)
     stories: Counter[str] = field(default_factory=Counter)
 
@@ -72,7 +77,7 @@ class Tally:
         return (
             f"{self.replies} replies and {self.messages} messages checked, {self.clients} clients; {faults} "
             f"({self.closed_by_a_fault} clients closed, {self.refused_by_coalesce} requests refused), "
-            f"{self.handed_to_the_departed} elements handed to clients that had left\n"
+            f"{self.handed_to_the_departed} elements handed to clients that had left; {self.pauses} pauses\n"
             f"  {self.departures.total()} departures: {departures}\n  {self.stories.total()} stories: {stories}"
         )
 
@@ -148,6 +153,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
+        self.held = False  # requests may outlast a kill before they are sent: in a pause
         self.offered: set[str] = set()  # pushed, perhaps
         self.pushed: set[str] = set()  # for sure, and since the last kill
         self.got: dict[str, int] = {}  # by which client
@@ -156,7 +162,8 @@ class Ledger:
     def forget(self) -> None:
         """A kill begins."""
         self.pushed.clear()
-        self.left_blocked.clear()
+        if not self.held:
+            self.left_blocked.clear()
 
     def take(self, element: str, client: int) -> str | None:
         """Enters that a client got an element; what is wrong with that, if anything."""

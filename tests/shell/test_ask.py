@@ -1,0 +1,95 @@
+"""Who answers at --admin may be anybody: where nobody else listens, any process of the host may."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from coalesce.ask import AskError, NoAnswerError, ask, shut_down, wait_until_ready
+from coalesce.config import TcpAddress
+from coalesce.top import look
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+TIMEOUT = 0.5
+
+
+@contextmanager
+def answering(pieces: Iterable[bytes]) -> Iterator[tuple[TcpAddress, list[bytes]]]:
+    """Somebody who says this to each in turn, whatever is asked. And what it was asked."""
+    heard: list[bytes] = []
+    ended = threading.Event()
+
+    def answer(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                sock, _ = listener.accept()
+                with sock, suppress(OSError):
+                    sock.settimeout(TIMEOUT)
+                    heard.append(sock.recv(65536))
+                    for piece in pieces:
+                        sock.sendall(piece)
+                        ended.wait(0.01)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=[listener], daemon=True)
+        thread.start()
+        try:
+            yield TcpAddress(*listener.getsockname()), heard
+        finally:
+            ended.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+
+
+def reply(status: str, body: bytes, *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_it_is_not_led_elsewhere(code):
+    with answering([reply("200 OK", b"ready\n")]) as (elsewhere, heard):
+        for place in (f"http://{elsewhere}/", "file:///etc/passwd", f"ftp://{elsewhere}/"):
+            with answering([reply(f"{code} Elsewhere", b"", f"Location: {place}")]) as (admin, _):
+                assert ask(admin, "GET", "/readiness", 5.0) == (code, b"")
+                with pytest.raises(AskError):
+                    wait_until_ready(admin, "readiness", 0.2)
+                with pytest.raises(AskError):
+                    shut_down(admin, 0.2)
+        assert heard == []
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n"], ids=repr
+)
+def test_an_answer_that_dribbles_takes_no_longer_than_it_may(beginning):
+    with answering(itertools.chain([beginning], itertools.repeat(b"x"))) as (admin, _):
+        began = time.monotonic()
+        with suppress(NoAnswerError):
+            ask(admin, "GET", "/status", TIMEOUT)
+        assert time.monotonic() < began + 5 * TIMEOUT
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[" * 100_000,
+        b'{"coalesce":' * 5000,
+        b'{"coalesce": {}}',
+        json.dumps({"coalesce": [], "state": 1, "upstream": {}, "lanes": [{}]}).encode(),
+    ],
+    ids=lambda body: repr(body[:20]),
+)
+def test_what_is_no_status_is_said_in_one_line(body):
+    with answering([reply("200 OK", body)]) as (admin, _), pytest.raises(AskError, match=str(admin)):
+        look(admin)
