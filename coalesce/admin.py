@@ -35,6 +35,7 @@ from coalesce.status import EVERY, Status
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+    from hypercorn.events import Event
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 
     from coalesce.server import Server
@@ -113,7 +114,7 @@ class _Connections:
     async def _serve(self, stream: trio.SocketStream) -> None:
         try:
             # (Without TLS, a plain stream is what it takes.)
-            await TCPServer(self._app, self._config, self._context, ConnectionState({}), stream)  # type: ignore[arg-type]
+            await _Hypercorn(self._app, self._config, self._context, ConnectionState({}), stream)  # type: ignore[arg-type]
         except Exception as problem:  # noqa: BLE001 (what garbage comes to in hypercorn; our own are caught in `app`)
             logging.getLogger("coalesce").debug("admin: a connection is closed: %s", type(problem).__name__)
         finally:
@@ -133,6 +134,18 @@ class _Connections:
                 await self._left.park()
         for stream in list(self._streams):
             self._close(stream)
+
+
+class _Hypercorn(TCPServer):
+    """One connection of HTTP."""
+
+    async def protocol_send(self, event: Event) -> None:
+        """Nothing is sent while the connection is closed, by another task of hypercorn's: that tells all who wait.
+
+        (Garbage in HTTP/2 closes it while an answer is under way; trio calls that a bug, and hypercorn logs it.)
+        """
+        with suppress(trio.BusyResourceError):
+            await super().protocol_send(event)
 
 
 class Answer(NamedTuple):
