@@ -236,7 +236,8 @@ class Admin:
     async def _answer(self, request: Request) -> Answer:
         route = self._routes.get(request.path)
         if route is None:
-            return _said(404, "there is no such page; see /")
+            there_are = ", ".join(path for path in self._routes if path not in self._page)
+            return _said(404, f"there is no such page; there are / and {there_are}")
         method, respond = route
         if request.method != method and (request.method, method) != ("HEAD", "GET"):
             return _said(405, f"this wants {method}")._replace(headers=((b"allow", method.encode()),))

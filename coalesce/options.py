@@ -292,7 +292,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
         ),
     ),
     "Operation": (
-        Option("admin", ADMIN, "`host:port` of HTTP for operators (probes, metrics), or `off`"),
+        Option("admin", ADMIN, "`host:port` of HTTP for operators (status page, probes, metrics), or `off`"),
         Option("readiness_upstream", None, "`/readiness` fails while there is no upstream"),
         Option(
             "drain_timeout",

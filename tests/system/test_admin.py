@@ -66,7 +66,9 @@ def test_what_changes_something_is_no_get(coalesce, path):
 
 @pytest.mark.parametrize("path", ["/nothing", "/readiness/", "//readiness", "/%00", "/READINESS", "*"])
 def test_there_is_no_such_page(coalesce, path):
-    assert ask(coalesce, path).status == 404
+    said = ask(coalesce, path)
+    assert said.status == 404
+    assert b"/readiness, /liveness, /metrics" in said.body
 
 
 def test_readiness_while_draining(coalesce, fresh_upstream):
@@ -190,7 +192,8 @@ def test_a_busy_port_is_one_line(fresh_upstream):
         code, said = run_to_exit(
             "--upstream", fresh_upstream.url, "--listen", "127.0.0.1:0", "--admin", f"127.0.0.1:{port}"
         )
-    assert (code, said) == (1, f"coalesce: can't listen on 127.0.0.1:{port} (--admin): Address already in use\n")
+    why = "Address already in use; a second coalesce on a host wants another port, or --admin off"
+    assert (code, said) == (1, f"coalesce: can't listen on 127.0.0.1:{port} (--admin): {why}\n")
 
 
 def test_what_else_keeps_it_from_starting_is_still_one_line():

@@ -78,6 +78,11 @@ def test_a_command_in_the_wrong_place(run_to_exit):
     assert (code, "coalesce check ..." in said) == (2, True)
 
 
+def test_a_command_that_there_is_not(run_to_exit):
+    code, said = one_line(run_to_exit("topp"))
+    assert (code, "before them perhaps check, wait, top, shutdown;" in said, "topp" in said) == (2, True, False)
+
+
 # The file
 
 
@@ -141,7 +146,7 @@ def test_no_secret_is_printed(ask, tmp_path):
 
 def test_settings_are_printed_without_an_upstream(ask):
     said = ask("--print-config")
-    assert (said.code, "# upstream is not set" in said.stdout) == (0, True)
+    assert (said.code, "# upstream is not set  # required\n" in said.stdout) == (0, True)
 
 
 def test_what_is_in_force_has_to_make_sense(run_to_exit):
