@@ -64,6 +64,16 @@ def test_what_changes_something_is_no_get(coalesce, path):
         assert client.ask("PING") == b"+PONG\r\n"
 
 
+def test_readme_tells_of_each_endpoint(coalesce):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(GET|POST) (/[a-z]*)[^`]*` \|", readme, re.MULTILINE)
+    there_are = ask(coalesce, "/nothing").body.decode()
+    assert sorted(path for _, path in told if path != "/") == sorted(re.findall(r"/[a-z]+", there_are))
+    for method, path in told:
+        other = {"GET": "POST", "POST": "GET"}[method]
+        assert ask(coalesce, path, other).status == 405
+
+
 @pytest.mark.parametrize("path", ["/nothing", "/readiness/", "//readiness", "/%00", "/READINESS", "*"])
 def test_there_is_no_such_page(coalesce, path):
     said = ask(coalesce, path)
