@@ -279,6 +279,7 @@ def test_garbage_is_nobody_elses_affair(coalesce, said):
 
 def test_hundreds_of_connections_keep_nobody_out(coalesce):
     with contextlib.ExitStack() as stack, coalesce.connect() as client:
+        assert client.ask("PING") == b"+PONG\r\n"  # it has been accepted
         before = descriptors(coalesce)
         idle = wires(coalesce, 300, stack)
         dribbling = wires(coalesce, 100, stack)
