@@ -83,6 +83,19 @@ def test_a_command_that_there_is_not(run_to_exit):
     assert (code, "before them perhaps check, wait, top, shutdown;" in said, "topp" in said) == (2, True, False)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "why"),
+    [
+        ("--admin", "h:99999", "'h:99999' is none of host:port, [IPv6]:port (a port is 65535 at the most) and off"),
+        ("--drain-timeout", "5s", "'5s' is not a valid number."),
+        ("--max-clients", "1k", "'1k' is not a valid whole number."),
+    ],
+)
+def test_a_value_that_can_not_be(flag, value, why, run_to_exit):
+    code, said = one_line(run_to_exit("--upstream", "h:1", flag, value))
+    assert (code, said) == (2, f"coalesce: Invalid value for '{flag}': {why} (see coalesce --help)")
+
+
 # The file
 
 
