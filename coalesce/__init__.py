@@ -33,6 +33,18 @@ after some small replies. On that lane one request is in flight at a time.
 Batches clock themselves: what is ready leaves together, and on a short link the next batch waits while one is in
 flight. So load makes batches longer and nothing else does; a lone command leaves at once.
 
+What stops it, and who looks at it
+----------------------------------
+A **pause** holds what has not left and finishes what has been begun, so that the upstream can be replaced meanwhile:
+lanes take no batch and nothing is lent; all else piles up within the limits that there are anyway. After it, each lane
+has a new connection before it sends again, as the old one may lead to the upstream of before. A **drain** is the end:
+nobody new, what was read is answered, by a deadline.
+
+Whoever looks pays for it. A command that takes the usual way is counted nowhere: what became of it follows from what
+is counted where something else becomes of one (`core/ledger.py`), a batch costs some additions, and all else is
+computed when it is asked for, from one look at the server (`figures.py`). What traces takes the places of what does
+not, as subclasses, when a server is made; so nobody asks whether he is traced.
+
 The invariants
 --------------
 I1   Replies on a lane belong to its requests, in order.
@@ -49,20 +61,25 @@ I10  A cancelled task never removes a FIFO entry nor cuts an upstream write shor
 Where to begin reading
 ----------------------
 The pure core, which knows no sockets, no clock and no trio: `core/lane.py` (the FIFO), `core/session.py` (one client's
-states), `core/exchange.py` (both together: routes, moves, losses), `core/commands.py` (what each command needs),
-`core/identity.py` (what a connection runs as), `core/door.py` (clients that have to authenticate to coalesce first),
-`core/lease.py` (connections that are lent), `core/stream.py` (replies that do not pair with requests), `core/wait.py`,
-`core/client_state.py`, `core/held.py` (what counts as a client's own), `core/resp.py` (where a request or a reply
-ends), `core/errors.py` (every byte that we author), `core/containment.py` (where a fault of ours ends).
+states), `core/exchange.py` (both together: routes, moves, losses, pauses), `core/commands.py` (what each command
+needs), `core/identity.py` (what a connection runs as), `core/door.py` (clients that have to authenticate to coalesce
+first), `core/lease.py` (connections that are lent), `core/stream.py` (replies that do not pair with requests),
+`core/fence.py` (proof that a reply was one), `core/wait.py` (WAIT, on shared connections), `core/client_state.py` (what
+an upstream would hold for a client), `core/held.py` (what counts as a client's own), `core/resp.py` (where a request or
+a reply ends), `core/errors.py` (every byte that we author), `core/containment.py` (where a fault of ours ends),
+`core/ledger.py` and `core/histogram.py` (what is counted).
 
 The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `memory.py` (the bound over all of them),
 `tls.py` (a socket like any other, and certificates), `greeting.py` (clients in the TLS handshake), `dial.py` (new
 connections), `passwords.py`, `watched.py` (files that change), `upstream.py` (a lane's connection, and its next),
-`bytestream.py` and `pin.py`, `server.py` (the tree of tasks, signals, drain), `faults.py` (our own, said and counted),
-`logs.py`, `__main__.py`, `command_line.py`, `options.py` (every setting, declared once), `config_file.py` and
-`config.py`, `build.py`, `embedded.py`, `check.py` and `ask.py` (the other commands).
+`liveness.py` (whose host is silent), `bytestream.py` and `pin.py` (pinned clients), `server.py` (the tree of tasks,
+signals, pause, drain), `faults.py` (our own, said and counted), `logs.py`.
 
-For whoever looks at it: `admin.py` (HTTP), `figures.py` (what can be read of a server), `tally.py` (what it counts),
-`metrics.py`, `status.py`, `page/` (the status page), `top.py` (the same in a terminal), `wrong.py` (what both say is
-wrong), `trace.py` (transcripts of a live one).
+How it is told what to do: `__main__.py`, `command_line.py`, `options.py` (every setting, declared once), `config.py`
+(what a run is told, and why each default), `config_file.py` (TOML), `embedded.py` (a private upstream), `build.py`
+(which coalesce this is), `check.py` and `ask.py` (the other commands).
+
+For whoever looks at it: `admin.py` (HTTP), `tally.py` (what the shell counts), `figures.py` (one look at a server),
+`metrics.py` and `status.py` (that look as text and as JSON), `wrong.py` (what is wrong, in words), `page/` (the status
+page), `top.py` (the same in a terminal), `trace.py` (transcripts of a live one).
 """

@@ -36,6 +36,7 @@ from coalesce.status import EVERY, Status
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+    from hypercorn.events import Event
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 
     from coalesce.server import Server
@@ -116,7 +117,7 @@ class _Connections:
     async def _serve(self, stream: trio.SocketStream) -> None:
         try:
             # (Without TLS, a plain stream is what it takes.)
-            await TCPServer(self._app, self._config, self._context, ConnectionState({}), stream)  # type: ignore[arg-type]
+            await _Hypercorn(self._app, self._config, self._context, ConnectionState({}), stream)  # type: ignore[arg-type]
         except Exception as problem:  # noqa: BLE001 (what garbage comes to in hypercorn; our own are caught in `app`)
             logging.getLogger("coalesce").debug("admin: a connection is closed: %s", type(problem).__name__)
         finally:
@@ -136,6 +137,18 @@ class _Connections:
                 await self._left.park()
         for stream in list(self._streams):
             self._close(stream)
+
+
+class _Hypercorn(TCPServer):
+    """One connection of HTTP."""
+
+    async def protocol_send(self, event: Event) -> None:
+        """Nothing is sent while the connection is closed, by another task of hypercorn's: that tells all who wait.
+
+        (Garbage in HTTP/2 closes it while an answer is under way; trio calls that a bug, and hypercorn logs it.)
+        """
+        with suppress(trio.BusyResourceError):
+            await super().protocol_send(event)
 
 
 class Answer(NamedTuple):
@@ -226,7 +239,8 @@ class Admin:
     async def _answer(self, request: Request) -> Answer:
         route = self._routes.get(request.path)
         if route is None:
-            return _said(404, "there is no such page; see /")
+            there_are = ", ".join(path for path in self._routes if path not in self._page)
+            return _said(404, f"there is no such page; there are / and {there_are}")
         method, respond = route
         if request.method != method and (request.method, method) != ("HEAD", "GET"):
             return _said(405, f"this wants {method}")._replace(headers=((b"allow", method.encode()),))

@@ -11,6 +11,7 @@ Exit codes, of all commands: 2 for a wrong setting; 130 when it was interrupted 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -165,10 +166,11 @@ def run(print_config: bool, **given: Any) -> None:
 @declare(OPTIONS.values())
 @_config
 def check(**given: Any) -> None:
-    """Dial the upstream, and say what it is: its version, round trip, TLS, user, and limits that matter.
+    """Dial the upstream, and say what is found there.
 
-    With the settings that a run would have, whose files are looked at, too. Exit codes: 0; 1 when it can't be used,
-    with one line why.
+    Its version, round trip, TLS and certificate, the user that coalesce is there, and the limits that matter to shared
+    connections. With the settings that a run would have, whose files are looked at, too. Exit codes: 0; 1 when it can't
+    be used, with one line why.
     """
     upstream, settings = _settings(click.get_current_context(), given)
     with logging_to_stderr(_level(settings), str(settings["log_format"])):
@@ -286,7 +288,10 @@ def _look_at_what_is_no_flag(ctx: click.Context) -> None:
         if name in ctx.args[:1]:
             raise click.UsageError(f"a command comes first: coalesce {name} ...")
     if ctx.args:
-        raise click.UsageError("there are only flags, and something more was given: is it for --upstream?")
+        commands = ", ".join(COMMANDS)
+        raise click.UsageError(
+            f"there are flags, and before them perhaps {commands}; something more was given: is it for --upstream?"
+        )
 
 
 def _look_for_a_password(ctx: click.Context, upstream: Upstream | str) -> None:
@@ -363,7 +368,10 @@ async def _administered(server: Server, config: Config, address: TcpAddress) -> 
     try:
         listeners, really = open_listeners(address)
     except OSError as problem:
-        raise StartError(f"can't listen on {address} (--admin): {problem.strerror or problem}") from None
+        why = f"can't listen on {address} (--admin): {problem.strerror or problem}"
+        if problem.errno == errno.EADDRINUSE:
+            why += "; a second coalesce on a host wants another port, or --admin off"
+        raise StartError(why) from None
     admin = Admin(server, config.readiness_upstream, settings_in_force(config))
     async with serving(admin, listeners):
         log.info("admin on http://%s", really)

@@ -41,8 +41,8 @@ class UnixAddress:
 Address = TcpAddress | UnixAddress
 
 
-def parse_address(text: str, default_port: int | None = None) -> Address:
-    """`host:port`, `[v6]:port` or `unix:///path`. Raises ValueError, with what is wrong with it.
+def parse_address(text: str, default_port: int | None = None, other: str = "unix:///path") -> Address:
+    """`host:port`, `[v6]:port` or `unix:///path`. Raises ValueError, with what is wrong with it, and what it may be.
 
     Its text repeats nothing that could be a password.
     """
@@ -52,7 +52,7 @@ def parse_address(text: str, default_port: int | None = None) -> Address:
         if not path.startswith("/"):
             raise ValueError(f"{shown}: a unix socket needs an absolute path, as in unix:///run/coalesce.sock")
         return UnixAddress(path)
-    wrong = f"{shown} is none of host:port, [IPv6]:port (a port is 65535 at the most) and unix:///path"
+    wrong = f"{shown} is none of host:port, [IPv6]:port (a port is 65535 at the most) and {other}"
     try:
         parts = urlsplit(f"//{text}")
         port = parts.port
@@ -72,7 +72,7 @@ def parse_admin(text: str) -> TcpAddress | None:
     """`host:port`, or `off`. Raises ValueError."""
     if text == "off":
         return None
-    address = parse_address(text)
+    address = parse_address(text, other="off")
     if not isinstance(address, TcpAddress):
         raise ValueError(f"{text!r}: --admin is for TCP alone, which is what probes and scrapes speak")  # noqa: TRY004
     return address

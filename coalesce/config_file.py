@@ -139,7 +139,8 @@ def _line(option: Option, setting: InForce) -> str:
 
     value = as_given(option, setting.value)
     if value is None or value == []:
-        return f"# {option.key} is not set  # {setting.source}: {option.default_in_words()}"
+        words = option.default_in_words()
+        return f"# {option.key} is not set  # {words if words == 'required' else f'{setting.source}: {words}'}"
     try:
         values = [tomli_w.dumps({"x": each}).removeprefix("x = ").strip() for each in value] if option.several else []
         text = f"[{', '.join(values)}]" if option.several else tomli_w.dumps({"x": value}).removeprefix("x = ").strip()

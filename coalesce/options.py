@@ -66,11 +66,22 @@ class _File(click.Path):
 class _Number(click.FloatRange):
     """Infinity is one: no limit. NaN is not, though no comparison with a bound says so."""
 
+    name = "number"  # (in what click says of one that is none)
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number: float = super().convert(value, param, ctx)
         if math.isnan(number):
             self.fail(f"{value!r} is not a number", param, ctx)
         return number
+
+
+class _Count(click.IntRange):
+    """One at least."""
+
+    name = "whole number"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
 
 
 def _upstream(text: str) -> Upstream | str:
@@ -81,7 +92,7 @@ FILE = _File(dir_okay=False)
 ADMIN = _Parsed("address", parse_admin)
 _ADDRESS = _Parsed("address", parse_address)
 _MODE = _Parsed("mode", parse_mode)
-_COUNT = click.IntRange(min=1)
+_COUNT = _Count()
 SECONDS = _Number(min=0)
 _SOME_SECONDS = _Number(min=0, min_open=True)
 _SILENCE = _Number(min=0.1, max=3600)  # what the kernel's timers can keep
@@ -292,7 +303,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
         ),
     ),
     "Operation": (
-        Option("admin", ADMIN, "`host:port` of HTTP for operators (probes, metrics), or `off`"),
+        Option("admin", ADMIN, "`host:port` of HTTP for operators (status page, probes, metrics), or `off`"),
         Option("readiness_upstream", None, "`/readiness` fails while there is no upstream"),
         Option(
             "drain_timeout",

@@ -272,7 +272,7 @@ def _lanes(lanes: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
         "in flight": lambda lane: f"{lane['in_flight']:,}",
         "owed": lambda lane: f"{lane['unsent'] + lane['in_flight']:,}",
         "batch": lambda lane: _mean(lane["mean_batch"]),
-        "round trip": lambda lane: _duration(lane["round_trip_us"]),
+        "least trip": lambda lane: _duration(lane["round_trip_us"]),  # on this connection
         "commands": lambda lane: f"{lane['commands']:,}",
     }
     left_out = {"owed"} if width >= _WIDE else {"unsent", "in flight"} | ({"sessions"} if width < _NARROW else set())

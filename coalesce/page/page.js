@@ -259,7 +259,7 @@ function laneRows(lane) {
     cell("unsent", count(lane.unsent)),
     cell("in flight", count(lane.in_flight)),
     cell("mean batch", mean(lane.mean_batch)),
-    cell("round trip", duration(lane.round_trip_us)),
+    cell("least trip", duration(lane.round_trip_us)),
     cell("connections", count(lane.connections)),
     cell("commands", count(lane.commands)),
   );

@@ -92,6 +92,20 @@ def test_uses_only_what_is_exposed(expression: str) -> None:
     assert unknown(expression) == []
 
 
+def test_readme_tells_of_each_metric_and_of_no_other() -> None:
+    readme = (DEPLOY.parent / "README.md").read_text()
+    _, _, after = readme.partition("| metrics (`coalesce_...`) | what they tell |\n")
+    cells = [row.split(" | ")[0] for row in after.partition("\n\n")[0].splitlines()]
+    told = [cell.partition("{") for row in cells for cell in re.findall(r"`([^`]+)`", row) if cell != "process_*"]
+    labels = {f"coalesce_{name}": set(re.findall(r"\w+", rest)) for name, _, rest in told}
+    exposed = {
+        re.sub(r"_(bucket|sum|count)$", "", name): found - {"le"}
+        for name, found in EXPOSED.items()
+        if not name.startswith("process_")
+    }
+    assert labels == exposed
+
+
 def test_what_is_not_exposed_is_seen() -> None:
     assert unknown("rate(coalesce_clients_total[5m])") == ["coalesce_clients_total{}"]
     assert unknown('coalesce_clients{kind="shared"} > 0') == ['coalesce_clients{kind="shared"}']

@@ -64,9 +64,21 @@ def test_what_changes_something_is_no_get(coalesce, path):
         assert client.ask("PING") == b"+PONG\r\n"
 
 
+def test_readme_tells_of_each_endpoint(coalesce):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(GET|POST) (/[a-z]*)[^`]*` \|", readme, re.MULTILINE)
+    there_are = ask(coalesce, "/nothing").body.decode()
+    assert sorted(path for _, path in told if path != "/") == sorted(re.findall(r"/[a-z]+", there_are))
+    for method, path in told:
+        other = {"GET": "POST", "POST": "GET"}[method]
+        assert ask(coalesce, path, other).status == 405
+
+
 @pytest.mark.parametrize("path", ["/nothing", "/readiness/", "//readiness", "/%00", "/READINESS", "*"])
 def test_there_is_no_such_page(coalesce, path):
-    assert ask(coalesce, path).status == 404
+    said = ask(coalesce, path)
+    assert said.status == 404
+    assert b"/readiness, /liveness, /metrics" in said.body
 
 
 def test_readiness_while_draining(coalesce, fresh_upstream):
@@ -205,7 +217,8 @@ def test_a_busy_port_is_one_line(fresh_upstream):
         code, said = run_to_exit(
             "--upstream", fresh_upstream.url, "--listen", "127.0.0.1:0", "--admin", f"127.0.0.1:{port}"
         )
-    assert (code, said) == (1, f"coalesce: can't listen on 127.0.0.1:{port} (--admin): Address already in use\n")
+    why = "Address already in use; a second coalesce on a host wants another port, or --admin off"
+    assert (code, said) == (1, f"coalesce: can't listen on 127.0.0.1:{port} (--admin): {why}\n")
 
 
 def test_what_else_keeps_it_from_starting_is_still_one_line():
@@ -281,6 +294,7 @@ def test_garbage_is_nobody_elses_affair(coalesce, said):
 
 def test_hundreds_of_connections_keep_nobody_out(coalesce):
     with contextlib.ExitStack() as stack, coalesce.connect() as client:
+        assert client.ask("PING") == b"+PONG\r\n"  # it has been accepted
         before = descriptors(coalesce)
         idle = wires(coalesce, 300, stack)
         dribbling = wires(coalesce, 100, stack)

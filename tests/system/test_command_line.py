@@ -78,6 +78,24 @@ def test_a_command_in_the_wrong_place(run_to_exit):
     assert (code, "coalesce check ..." in said) == (2, True)
 
 
+def test_a_command_that_there_is_not(run_to_exit):
+    code, said = one_line(run_to_exit("topp"))
+    assert (code, "before them perhaps check, wait, top, shutdown;" in said, "topp" in said) == (2, True, False)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "why"),
+    [
+        ("--admin", "h:99999", "'h:99999' is none of host:port, [IPv6]:port (a port is 65535 at the most) and off"),
+        ("--drain-timeout", "5s", "'5s' is not a valid number."),
+        ("--max-clients", "1k", "'1k' is not a valid whole number."),
+    ],
+)
+def test_a_value_that_can_not_be(flag, value, why, run_to_exit):
+    code, said = one_line(run_to_exit("--upstream", "h:1", flag, value))
+    assert (code, said) == (2, f"coalesce: Invalid value for '{flag}': {why} (see coalesce --help)")
+
+
 # The file
 
 
@@ -141,7 +159,7 @@ def test_no_secret_is_printed(ask, tmp_path):
 
 def test_settings_are_printed_without_an_upstream(ask):
     said = ask("--print-config")
-    assert (said.code, "# upstream is not set" in said.stdout) == (0, True)
+    assert (said.code, "# upstream is not set  # required\n" in said.stdout) == (0, True)
 
 
 def test_what_is_in_force_has_to_make_sense(run_to_exit):
