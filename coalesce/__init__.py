@@ -63,6 +63,6 @@ connections), `passwords.py`, `watched.py` (files that change), `upstream.py` (a
 `config.py`, `build.py`, `embedded.py`, `check.py` and `ask.py` (the other commands).
 
 For whoever looks at it: `admin.py` (HTTP), `figures.py` (what can be read of a server), `tally.py` (what it counts),
-`metrics.py`, `status.py`, `page/` (the status page), `top.py` (the same in a terminal), `wrong.py` (what both say is
-wrong), `trace.py` (transcripts of a live one).
+`metrics.py`, `process.py` (what the kernel says), `status.py`, `page/` (the status page), `top.py` (the same in a
+terminal), `wrong.py` (what both say is wrong), `trace.py` (transcripts of a live one).
 """

@@ -6,11 +6,11 @@ import json
 import os
 from collections import deque
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coalesce.build import build_info
 from coalesce.core.histogram import quantile
+from coalesce.process import this_process
 from coalesce.wrong import what_is_wrong
 
 if TYPE_CHECKING:
@@ -177,13 +177,5 @@ def _lane(lane: LaneFigures) -> dict[str, object]:
 
 def _started() -> str | None:
     """When this process was, by the kernel's account: no clock is read for it. None where the kernel does not say."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-        booted = next(
-            int(line.split()[1])
-            for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines()
-            if line.startswith("btime ")
-        )
-    except (OSError, StopIteration):
-        return None
-    return datetime.fromtimestamp(booted + ticks / os.sysconf("SC_CLK_TCK"), UTC).isoformat(timespec="seconds")
+    process = this_process()
+    return None if process is None else datetime.fromtimestamp(process.started, UTC).isoformat(timespec="seconds")
