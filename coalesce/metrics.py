@@ -79,7 +79,7 @@ def _connections(figures: Figures) -> Iterator[Metric]:
     lanes: dict[tuple[str, ...], float] = {
         (kind.value, state.name.lower()): 0 for kind in SHARED_KINDS for state in _LANE_STATES
     }
-    for lane in figures.shared_lanes:
+    for lane in figures.lanes:
         lanes[lane.kind.value, lane.state] = lanes.get((lane.kind.value, lane.state), 0) + 1
     yield _gauge("lanes", "Shared upstream connections.", ("kind", "state"), lanes)
     yield _gauge("lanes_limit", "Identities beyond that get a connection each.", (), {(): figures.lanes_limit})
@@ -102,9 +102,8 @@ def _commands(figures: Figures) -> Iterator[Metric]:
         "commands", "Commands of clients that have ended, by what became of them.", ("connection", "outcome"), outcomes
     )
     yield _counter("own_commands", "Commands of coalesce's own.", (), {(): figures.own_commands})
-    unsent, in_flight = (sum(getattr(lane, name) for lane in figures.lanes) for name in ("unsent", "in_flight"))
-    yield _gauge("requests_unsent", "Requests read and not sent yet.", (), {(): unsent})
-    yield _gauge("requests_in_flight", "Requests sent and not answered yet.", (), {(): in_flight})
+    yield _gauge("requests_unsent", "Requests read and not sent yet.", (), {(): figures.unsent})
+    yield _gauge("requests_in_flight", "Requests sent and not answered yet.", (), {(): figures.in_flight})
     sizes = figures.batch_commands
     family = HistogramMetricFamily("coalesce_batch_commands", "Commands in a batch.")
     family.add_metric((), _buckets(sizes, _COMMANDS, 1), sizes.total + sum(sizes.counts))

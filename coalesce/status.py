@@ -62,7 +62,7 @@ class Status:
             return
         self._now = now = _between(before, sample)
         clients = sum(figures.clients.values())
-        row = {**now, "clients": clients, "lanes": len(figures.shared_lanes), "leases_lent": figures.leases["lent"]}
+        row = {**now, "clients": clients, "lanes": len(figures.lanes), "leases_lent": figures.leases["lent"]}
         self._history.append([row[column] for column in _COLUMNS])
 
     def said(self) -> bytes:
@@ -94,7 +94,7 @@ class Status:
                 "memory_limit_bytes": figures.clients_memory_limit,
             },
             "leases": {**figures.leases, "waiting": figures.leases_waiting, "limit": figures.leases_limit},
-            "lanes": [_lane(lane) for lane in figures.shared_lanes],
+            "lanes": [_lane(lane) for lane in figures.lanes],
             "now": self._now,
             "history": {"every_seconds": 1, "columns": _COLUMNS, "samples": list(self._history)},
             "limits": {
