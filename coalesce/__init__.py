@@ -80,6 +80,7 @@ How it is told what to do: `__main__.py`, `command_line.py`, `options.py` (every
 (which coalesce this is), `check.py` and `ask.py` (the other commands).
 
 For whoever looks at it: `admin.py` (HTTP), `tally.py` (what the shell counts), `figures.py` (one look at a server),
-`metrics.py` and `status.py` (that look as text and as JSON), `wrong.py` (what is wrong, in words), `page/` (the status
-page), `top.py` (the same in a terminal), `trace.py` (transcripts of a live one).
+`process.py` (what the kernel says of the process), `metrics.py` and `status.py` (all that as text and as JSON),
+`wrong.py` (what is wrong, in words), `page/` (the status page), `top.py` (the same in a terminal), `trace.py`
+(transcripts of a live one).
 """

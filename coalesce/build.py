@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from importlib.metadata import distribution, version
-from importlib.resources import files
+from functools import cache
 from typing import NamedTuple
 
 
@@ -17,12 +16,18 @@ class BuildInfo(NamedTuple):
     python: str
 
 
+@cache  # of what runs, whatever is installed meanwhile; and it reads files
 def build_info() -> BuildInfo:
+    from importlib.metadata import version  # noqa: PLC0415 (10 ms, for those who ask)
+
     return BuildInfo(version("coalesce"), _commit(), platform.python_version())
 
 
 def _commit() -> str | None:
     """As the build of an image wrote it into the package, or pip noted it (PEP 610) when it installed from git."""
+    from importlib.metadata import distribution  # noqa: PLC0415 (see above)
+    from importlib.resources import files  # noqa: PLC0415
+
     try:
         return (files("coalesce") / "COMMIT").read_text(encoding="utf-8").strip() or None
     except FileNotFoundError:
@@ -34,6 +39,7 @@ def _commit() -> str | None:
 def said() -> str:
     """All of it, and what it runs on, for whoever reports a fault."""
     import ssl  # noqa: PLC0415 (for those who ask)
+    from importlib.metadata import version  # noqa: PLC0415
 
     build = build_info()
     return (

@@ -35,7 +35,7 @@ class State(enum.Enum):
 
 @dataclass(frozen=True)
 class LaneFigures:
-    """One lane, or lease."""
+    """One lane. (There may be a thousand leases: they are not looked at one by one.)"""
 
     number: int
     kind: Kind
@@ -72,10 +72,12 @@ class Figures:
     leases: dict[str, int]  # by state
     leases_waiting: int  # sessions
     leases_limit: int
-    lanes: list[LaneFigures]  # with leases
+    lanes: list[LaneFigures]  # shared ones
     lanes_limit: int
     outcomes: dict[str, Outcomes]  # of commands, by kind of connection
     own_commands: int
+    unsent: int  # requests, on leases, too
+    in_flight: int
     batches: int
     batch_commands: Histogram  # commands but one
     round_trips: Histogram  # microseconds
@@ -87,10 +89,6 @@ class Figures:
     protocol_errors: dict[str, int]  # by side
     faults: int
     log_lines_dropped: int
-
-    @property
-    def shared_lanes(self) -> list[LaneFigures]:
-        return [lane for lane in self.lanes if lane.kind in SHARED_KINDS]
 
     @property
     def commands(self) -> int:

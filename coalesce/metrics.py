@@ -9,13 +9,14 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 
 from coalesce.build import build_info
 from coalesce.core.lane import LaneState
 from coalesce.figures import SHARED_KINDS, State
+from coalesce.process import this_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,7 +38,6 @@ class Metrics:
     def __init__(self, look: Callable[[], Figures]) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Collector(look))
-        ProcessCollector(registry=self._registry)
 
     def exposed(self, accept: str) -> tuple[bytes, str]:
         """In the best of the forms that the header allows: the text, and its content type."""
@@ -48,16 +48,18 @@ class Metrics:
 class _Collector:
     def __init__(self, look: Callable[[], Figures]) -> None:
         self._look = look
+        self._build = build_info()
 
     def collect(self) -> Iterator[Metric]:
         figures = self._look()
-        build = build_info()
+        build = self._build
         labels = (build.version, build.commit or "", build.python)
         yield _gauge("build_info", "What runs.", build._fields, {labels: 1})
         yield from _clients(figures)
         yield from _connections(figures)
         yield from _commands(figures)
         yield from _troubles(figures)
+        yield from _process()
 
 
 def _clients(figures: Figures) -> Iterator[Metric]:
@@ -77,7 +79,7 @@ def _connections(figures: Figures) -> Iterator[Metric]:
     lanes: dict[tuple[str, ...], float] = {
         (kind.value, state.name.lower()): 0 for kind in SHARED_KINDS for state in _LANE_STATES
     }
-    for lane in figures.shared_lanes:
+    for lane in figures.lanes:
         lanes[lane.kind.value, lane.state] = lanes.get((lane.kind.value, lane.state), 0) + 1
     yield _gauge("lanes", "Shared upstream connections.", ("kind", "state"), lanes)
     yield _gauge("lanes_limit", "Identities beyond that get a connection each.", (), {(): figures.lanes_limit})
@@ -100,9 +102,8 @@ def _commands(figures: Figures) -> Iterator[Metric]:
         "commands", "Commands of clients that have ended, by what became of them.", ("connection", "outcome"), outcomes
     )
     yield _counter("own_commands", "Commands of coalesce's own.", (), {(): figures.own_commands})
-    unsent, in_flight = (sum(getattr(lane, name) for lane in figures.lanes) for name in ("unsent", "in_flight"))
-    yield _gauge("requests_unsent", "Requests read and not sent yet.", (), {(): unsent})
-    yield _gauge("requests_in_flight", "Requests sent and not answered yet.", (), {(): in_flight})
+    yield _gauge("requests_unsent", "Requests read and not sent yet.", (), {(): figures.unsent})
+    yield _gauge("requests_in_flight", "Requests sent and not answered yet.", (), {(): figures.in_flight})
     sizes = figures.batch_commands
     family = HistogramMetricFamily("coalesce_batch_commands", "Commands in a batch.")
     family.add_metric((), _buckets(sizes, _COMMANDS, 1), sizes.total + sum(sizes.counts))
@@ -122,6 +123,23 @@ def _troubles(figures: Figures) -> Iterator[Metric]:
     yield _counter("log_lines_dropped", "Lines of the log that nobody read.", (), {(): figures.log_lines_dropped})
     yield _gauge("paused", "Whether commands are held.", (), {(): figures.state is State.PAUSED})
     yield _gauge("draining", "Whether it is about to end.", (), {(): figures.state is State.DRAINING})
+
+
+def _process() -> Iterator[Metric]:
+    """By the names that they have with all of Prometheus's clients."""
+    process = this_process()
+    if process is None:
+        return
+    yield CounterMetricFamily("process_cpu_seconds", "CPU time, user and system.", process.cpu)
+    for name, what, value in (
+        ("start_time_seconds", "When it was started, since 1970.", process.started),
+        ("virtual_memory_bytes", "Virtual memory.", process.virtual),
+        ("resident_memory_bytes", "Resident memory.", process.resident),
+        ("open_fds", "Open file descriptors.", process.open_descriptors),
+        ("max_fds", "File descriptors that it may have.", process.descriptors_limit),
+    ):
+        if value is not None:
+            yield GaugeMetricFamily(f"process_{name}", what, value)
 
 
 def _by_one(counts: Mapping[str, int]) -> dict[tuple[str, ...], int]:

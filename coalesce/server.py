@@ -236,6 +236,8 @@ class Server:
         """All that there is to be seen of it, as of now."""
         exchange, clients, leases = self._exchange, self._clients, self._exchange.leases
         lent = leases.figures()
+        lanes = exchange.all_lanes
+        in_flight = sum(len(lane.in_flight) for lane in lanes)
         tally = self.poller.tally
         closed = tally.closed + Counter({Closed.LOST_UPSTREAM: exchange.clients_lost})
         broken = tally.protocol_errors + Counter({Side.CLIENT: exchange.protocol_errors})
@@ -261,10 +263,12 @@ class Server:
             leases={"dialling": lent.dialling, "lent": lent.lent, "idle": lent.idle, "pinned": leases.pinned},
             leases_waiting=lent.queue,
             leases_limit=leases.limit,
-            lanes=[lane_figures(lane, self._config.upstream.username) for lane in exchange.all_lanes],
+            lanes=[lane_figures(lane, self._config.upstream.username) for lane in lanes if not lane.exclusive],
             lanes_limit=self._config.max_lanes,
             outcomes={kind.value: outcomes for kind, outcomes in exchange.outcomes().items()},
             own_commands=sum(ledger.own for ledger in exchange.ledgers.values()),
+            unsent=sum(lane.owed for lane in lanes) - in_flight,
+            in_flight=in_flight,
             batches=sum(exchange.ledgers[kind].batches for kind in SHARED_KINDS),
             batch_commands=merged(exchange.ledgers[kind].sizes for kind in SHARED_KINDS),
             round_trips=merged(exchange.ledgers[kind].round_trips for kind in SHARED_KINDS),

@@ -6,11 +6,11 @@ import json
 import os
 from collections import deque
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coalesce.build import build_info
 from coalesce.core.histogram import quantile
+from coalesce.process import this_process
 from coalesce.wrong import what_is_wrong
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Status:
             return
         self._now = now = _between(before, sample)
         clients = sum(figures.clients.values())
-        row = {**now, "clients": clients, "lanes": len(figures.shared_lanes), "leases_lent": figures.leases["lent"]}
+        row = {**now, "clients": clients, "lanes": len(figures.lanes), "leases_lent": figures.leases["lent"]}
         self._history.append([row[column] for column in _COLUMNS])
 
     def said(self) -> bytes:
@@ -94,7 +94,7 @@ class Status:
                 "memory_limit_bytes": figures.clients_memory_limit,
             },
             "leases": {**figures.leases, "waiting": figures.leases_waiting, "limit": figures.leases_limit},
-            "lanes": [_lane(lane) for lane in figures.shared_lanes],
+            "lanes": [_lane(lane) for lane in figures.lanes],
             "now": self._now,
             "history": {"every_seconds": 1, "columns": _COLUMNS, "samples": list(self._history)},
             "limits": {
@@ -177,13 +177,5 @@ def _lane(lane: LaneFigures) -> dict[str, object]:
 
 def _started() -> str | None:
     """When this process was, by the kernel's account: no clock is read for it. None where the kernel does not say."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-        booted = next(
-            int(line.split()[1])
-            for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines()
-            if line.startswith("btime ")
-        )
-    except (OSError, StopIteration):
-        return None
-    return datetime.fromtimestamp(booted + ticks / os.sysconf("SC_CLK_TCK"), UTC).isoformat(timespec="seconds")
+    process = this_process()
+    return None if process is None else datetime.fromtimestamp(process.started, UTC).isoformat(timespec="seconds")

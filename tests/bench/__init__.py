@@ -1,6 +1,6 @@
 """What a command costs: directly, through coalesce, and through the proxies that coalesce is measured against.
 
-    python -m tests.bench            5 to 6 minutes; --quick takes 1
+    python -m tests.bench            7 to 8 minutes; --quick takes 2
 
 It is a benchmark, not a test: it always exits with 0 once it has measured, and says which bars were missed. All that it
 starts runs on loopback, on free ports and in a temporary directory, and is ended by pid.
@@ -23,9 +23,11 @@ Absolute figures are medians over the rounds too, and mean nothing on another ma
   delivery of a loopback packet to whoever sent it, so the upstream's share contains waking its reader.
 - Every visit has a fresh proxy process: none profits from its heap or its warm connections, and the closing line of
   coalesce gives the mean batch of that visit alone.
+- coalesce runs without its admin, but where what that costs is measured: `coalesce-scraped` has it, and is asked for
+  /metrics and for /status once a second.
 - GET and SET run one after the other with 64-byte values. CPU and throughput are those of both together, p50 and p99
   the mean of the two.
 
 Reading order: `__main__`, `scenarios`, `targets`, `measure`, `load`, `bars`, `report`; below them `processes`,
-`address`, `accounting` and `machine`.
+`address`, `scrape`, `accounting` and `machine`.
 """

@@ -17,9 +17,9 @@ from .bars import BARS, Results, Round
 from .errors import BenchError
 from .load import Sampler, trial
 from .machine import Neighbours, facts, raise_descriptor_limit
-from .measure import idle_client_bytes, measure, visiting
-from .scenarios import DESCRIPTORS_FOR_MANY, IDLE_CLIENTS, MANY, MEMORY, SCENARIOS, TWO_HUNDRED, Scenario
-from .targets import DIRECT, REPOSITORY, TARGETS, TLS_TARGETS, Rig, Target, missing, rig
+from .measure import idle_client_bytes, measure, start, visiting
+from .scenarios import DESCRIPTORS_FOR_MANY, IDLE_CLIENTS, MANY, MEMORY, SCENARIOS, START, STARTS, TWO_HUNDRED, Scenario
+from .targets import ALL_TARGETS, COALESCE_SCRAPED, DIRECT, REPOSITORY, TARGETS, Rig, Target, missing, rig
 
 # The number of commands of a run, by the names of scenario and target.
 Lengths = Mapping[tuple[str, str], int]
@@ -32,13 +32,13 @@ Lengths = Mapping[tuple[str, str], int]
 @click.option(
     "--only",
     multiple=True,
-    type=click.Choice([*(scenario.name for scenario in SCENARIOS), MEMORY]),
+    type=click.Choice([*(scenario.name for scenario in SCENARIOS), MEMORY, START]),
     help="These scenarios alone: by the number of clients, and how many commands each pipelines. May be repeated.",
 )
 @click.option(
     "--target",
     multiple=True,
-    type=click.Choice([target.name for target in (*TARGETS, *TLS_TARGETS)]),
+    type=click.Choice([target.name for target in ALL_TARGETS]),
     help="These targets alone. May be repeated.",
 )
 @click.option(
@@ -67,6 +67,7 @@ def main(  # noqa: PLR0913, PLR0917 - one for each flag
             rounds=rounds or (1 if quick else 5),
             seconds=seconds or (0.4 if quick else 0.6),
             memory=not only or MEMORY in only,
+            starts=not only or START in only,
             modern=modern,
         )
     except BenchError as error:
@@ -92,6 +93,7 @@ def _measure_all(  # noqa: PLR0913 - one for each flag
     rounds: int,
     seconds: float,
     memory: bool,
+    starts: bool,
     modern: bool,
 ) -> Results:
     results = Results()
@@ -109,6 +111,9 @@ def _measure_all(  # noqa: PLR0913 - one for each flag
                 if target in TARGETS and target is not DIRECT:
                     _say(f"memory of {IDLE_CLIENTS:,} idle clients: {target.name}")
                     results.idle_client_bytes[target.name] = idle_client_bytes(ground, target, IDLE_CLIENTS)
+        if starts and COALESCE_SCRAPED in targets:
+            _say(f"{STARTS} starts")
+            results.starts = [start(ground) for _ in range(STARTS)]
         lengths = _lengths(ground, scenarios, targets, seconds, modern=modern)
         for number in range(rounds):
             found: Round = {}
@@ -139,7 +144,9 @@ def _lengths(
                 # Connecting 5,000 clients takes seconds, and with 200 the rate is much the same.
                 shape = TWO_HUNDRED if scenario is MANY else scenario
                 per_second = trial(visit.address, shape, greets=modern and target.modern)
-            lengths[scenario.name, target.name] = max(round(per_second * seconds), scenario.least_commands)
+            lengths[scenario.name, target.name] = max(
+                round(per_second * seconds * scenario.lasting), scenario.least_commands
+            )
     return lengths
 
 
@@ -151,7 +158,7 @@ def _targets(names: Sequence[str]) -> list[Target]:
     """Those asked for; else all but the ones that are not installed."""
     if not (REPOSITORY / "coalesce" / "__main__.py").exists() and (not names or any("coalesce" in it for it in names)):
         raise BenchError("there is no coalesce/__main__.py to measure; --target names what to measure without it")
-    chosen = [target for target in (*TARGETS, *TLS_TARGETS) if not names or target.name in names]
+    chosen = [target for target in ALL_TARGETS if not names or target.name in names]
     for target in chosen:
         if why := missing(target):
             _say(f"{target.name} takes no part: {why}")

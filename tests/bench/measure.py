@@ -2,6 +2,7 @@
 
 import socket
 import statistics
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from .errors import BenchError
 from .load import COMMANDS, Load, Run, Sampler, drive, lone_latencies
 from .processes import one_core
 from .scenarios import Scenario
-from .targets import Rig, Target, Visit, mean_batch
+from .scrape import Scraper
+from .targets import Rig, Target, Visit, coalesce_with_admin, mean_batch
 
 
 @contextmanager
@@ -73,6 +75,27 @@ def idle_client_bytes(rig: Rig, target: Target, clients: int) -> float:
         for _ in range(clients):
             connections.enter_context(_greeted(visit.address))
         return (resident_bytes(visit.proxy.pid) - before) / clients
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of coalesce, with its admin, beside an upstream that runs."""
+
+    seconds: float  # from before the process is created to the first reply, of the upstream, at a client
+    resident_bytes: int  # when that client has left, and somebody has looked at /metrics and /status
+
+
+def start(rig: Rig) -> Start:
+    began = time.monotonic()
+    with coalesce_with_admin(rig) as visit:
+        seconds = time.monotonic() - began
+        assert visit.proxy is not None
+        assert visit.admin is not None
+        scraper = Scraper(visit.admin)
+        scraper.ask()
+        scraper.ask()
+        scraper.close()
+        return Start(seconds, resident_bytes(visit.proxy.pid))
 
 
 def _greeted(address: Address) -> socket.socket:

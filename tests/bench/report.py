@@ -66,6 +66,7 @@ def as_json(facts: Mapping[str, str], results: Results, judgements: Iterable[Jud
             for visits in results.rounds
         ],
         "idle_client_bytes": results.idle_client_bytes,
+        "starts": [dataclasses.asdict(each) for each in results.starts],
         "bars": [
             {"what": it.bar.what, "bound": it.bar.bound, "limit": it.bar.limit}
             | {"values": it.values, "median": it.median, "verdict": it.verdict}
@@ -77,6 +78,7 @@ def as_json(facts: Mapping[str, str], results: Results, judgements: Iterable[Jud
 def _described(scenario: Scenario) -> str:
     described = f"{scenario.clients:,}"
     described += f" x {scenario.pipeline} pipelined" if scenario.pipeline > 1 else ""
+    described += f", {scenario.lasting:g} times as long" if scenario.lasting > 1 else ""
     return described + (", one core" if scenario.one_core else "")
 
 

@@ -13,13 +13,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from .address import Address, Tcp, Tls, Unix, answers
 from .errors import BenchError
 from .processes import START_SECONDS, Daemon, daemon, free_port
+from .scrape import scraped
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # `served 123456 commands in 4567 batches (mean 27.0, largest 112), 210 connections`
@@ -59,6 +60,8 @@ class Visit:
 
     address: Address
     proxy: Daemon | None = None
+    # The port of the admin HTTP, of a coalesce that has it.
+    admin: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,22 @@ def _coalesce_at(rig: Rig, address: Address, flags: Sequence[str]) -> Iterator[V
     argv = [sys.executable, "-m", "coalesce", *flags]
     with rig.proxy("coalesce", argv, lambda it: "listening on" in it.output() and answers(address)) as running:
         yield Visit(address, running)
+
+
+@contextmanager
+def coalesce_with_admin(rig: Rig) -> Iterator[Visit]:
+    address, admin = Tcp(free_port()), free_port()
+    flags = ["--upstream", f"127.0.0.1:{rig.upstream_port}", "--listen", f"127.0.0.1:{address.port}"]
+    with _coalesce_at(rig, address, [*flags, "--admin", f"127.0.0.1:{admin}"]) as visit:
+        yield replace(visit, admin=admin)
+
+
+@contextmanager
+def _coalesce_scraped(rig: Rig) -> Iterator[Visit]:
+    with coalesce_with_admin(rig) as visit:
+        assert visit.admin is not None
+        with scraped(visit.admin):
+            yield visit
 
 
 @contextmanager
@@ -156,6 +175,9 @@ TARGETS = (DIRECT, COALESCE_TCP, COALESCE_UNIX, TWEMPROXY, HAPROXY)
 COALESCE_TLS_UPSTREAM = Target("coalesce-tls-upstream", _coalesce_to_tls, batches=True, tls=True)
 COALESCE_TLS_LISTENER = Target("coalesce-tls-listener", _tls_to_coalesce, batches=True, tls=True)
 TLS_TARGETS = (COALESCE_TLS_UPSTREAM, COALESCE_TLS_LISTENER)
+# With the admin, which is asked for /metrics and /status once a second; all others are without.
+COALESCE_SCRAPED = Target("coalesce-scraped", _coalesce_scraped, batches=True)
+ALL_TARGETS = (*TARGETS, *TLS_TARGETS, COALESCE_SCRAPED)
 
 
 def _find(program: str) -> str | None:

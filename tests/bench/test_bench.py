@@ -5,7 +5,7 @@ import pytest
 from .bars import BARS, Results, Round
 from .errors import BenchError
 from .load import Sample, parse_report, steady_part
-from .measure import Measurement
+from .measure import Measurement, Start
 from .scenarios import SCENARIOS
 from .targets import parse_closing_line
 
@@ -76,7 +76,9 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 def test_every_bar_can_be_judged() -> None:
-    slow = Results([a_round({"coalesce-tcp": 10.0, "coalesce-unix": 10.0})], {"coalesce-tcp": 4096.0})
+    costs = {"coalesce-tcp": 10.0, "coalesce-unix": 10.0, "coalesce-scraped": 10.4}
+    starts = [Start(seconds=0.4, resident_bytes=40_000_000), *[Start(seconds=0.6, resident_bytes=46_000_000)] * 2]
+    slow = Results([a_round(costs)], {"coalesce-tcp": 4096.0}, starts)
     assert [bar.judge(slow).verdict for bar in BARS] == [
         *("MISSED", "MISSED"),  # proxy CPU, 50 and 200 clients
         "MISSED",  # upstream CPU: less is better, and direct over coalesce is 0.1
@@ -86,6 +88,8 @@ def test_every_bar_can_be_judged() -> None:
         "MISSED",  # memory: 4 KB
         "met",  # 5,000 clients cost what 50 do
         "met",  # TLS: 1 over 10
+        *("MISSED", "MISSED"),  # scraped, 50 and 200 clients: 10.4 over 10
+        *("MISSED", "MISSED"),  # two of three starts: 0.6 s, 46 MB
     ]
 
 

@@ -7,9 +7,11 @@ import re
 import socket
 import struct
 import urllib.request
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from prometheus_client import ProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
@@ -80,7 +82,36 @@ def test_names_and_types(coalesce: Coalesce) -> None:
     assert content_type.startswith("text/plain")
     families = {family.name for family in read_text(text)}
     assert {f"coalesce_{name}" for name in TYPES} <= families
-    assert {"process_cpu_seconds", "process_resident_memory_bytes", "process_open_fds"} <= families
+
+
+def test_the_process_as_prometheus_has_it(coalesce: Coalesce) -> None:
+    """The same, by the same names, as its own library finds, which lists the descriptors."""
+    oracle = ProcessCollector(pid=lambda: coalesce.pid, registry=None)
+
+    def theirs() -> dict[str, float]:
+        return {sample.name: sample.value for family in oracle.collect() for sample in family.samples}
+
+    def ours() -> dict[str, float]:
+        return {name: value for name, value in metrics(coalesce).items() if name.startswith("process_")}
+
+    counted = Path("/proc/self/fd").stat().st_size > 0  # by this kernel
+    with coalesce.connect() as first:
+        assert first.ask("PING") == b"+PONG\r\n"
+        wanted = theirs()
+        found = ours()
+        if counted:
+            with coalesce.connect() as one, coalesce.connect() as other:
+                assert one.ask("PING") == other.ask("PING") == b"+PONG\r\n"
+                # One more is the connection of whoever asks.
+                eventually(lambda: ours()["process_open_fds"] == wanted["process_open_fds"] + 3)
+        else:
+            del wanted["process_open_fds"]
+    assert found.keys() == wanted.keys()
+    for name in ("process_start_time_seconds", "process_max_fds"):
+        assert found[name] == pytest.approx(wanted[name])
+    for name in ("process_virtual_memory_bytes", "process_resident_memory_bytes"):
+        assert found[name] == pytest.approx(wanted[name], rel=0.2)
+    assert 0 < wanted["process_cpu_seconds_total"] <= found["process_cpu_seconds_total"]
 
 
 def test_commands_and_batches(coalesce: Coalesce) -> None:
