@@ -210,6 +210,7 @@ def test_what_cannot_end_is_counted_and_not_waited_for(coalesce):
 
 def test_a_slow_request_is_waited_for_and_told_of(coalesce, fresh_upstream):
     with coalesce.connect() as client, fresh_upstream.connect() as control:
+        assert control.ask("CONFIG", "SET", "lua-time-limit", "10") == b"+OK\r\n"
         client.send(b"EVAL 'while true do end' 0\r\n")
         eventually(lambda: control.ask("PING").startswith(b"-BUSY"))
         answer = post(coalesce, "/pause?timeout=0.05")
