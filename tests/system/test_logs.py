@@ -6,11 +6,24 @@ import contextlib
 import json
 import os
 import re
+from typing import TYPE_CHECKING
+
+import pytest
 
 from .processes import eventually, running_coalesce
+from .versions import NEWEST
 from .wire import Wire, pack
 
+if TYPE_CHECKING:
+    from .processes import Executable
+
 GREEDY = pack("SET", "big", "v" * 10_000) + pack("GET", "big") * 200
+
+
+@pytest.fixture(scope="session", params=[NEWEST], ids=str)
+def executable(request: pytest.FixtureRequest) -> Executable:
+    """The log is coalesce's, whichever server it is."""
+    return request.param
 
 
 def objects(coalesce) -> list[dict[str, str]]:

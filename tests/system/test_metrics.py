@@ -14,10 +14,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from .processes import Coalesce, RedisServer, eventually, free_port, run_to_exit, running_coalesce
+from .versions import NEWEST
 from .wire import Wire, pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from .processes import Executable
 
 ADMIN = ("--admin", "127.0.0.1:0")
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -62,6 +65,12 @@ def reset(wire: Wire) -> None:
     """Leaves for good: a FIN alone might be of one that still reads."""
     wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     wire.close()
+
+
+@pytest.fixture(scope="session", params=[NEWEST], ids=str)
+def executable(request: pytest.FixtureRequest) -> Executable:
+    """It is coalesce that counts, whichever server it is."""
+    return request.param
 
 
 @pytest.fixture
