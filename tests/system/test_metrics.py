@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
+from .admin import ADMIN, OPENMETRICS, metrics
 from .processes import Coalesce, RedisServer, eventually, free_port, run_to_exit, running_coalesce
 from .versions import NEWEST
 from .wire import Wire, pack
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     from .processes import Executable
 
-ADMIN = ("--admin", "127.0.0.1:0")
-OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 TYPES = {
     "build_info": "gauge", "clients": "gauge", "clients_limit": "gauge", "clients_accepted": "counter",
     "clients_refused": "counter", "clients_closed": "counter", "clients_memory_bytes": "gauge",
@@ -44,17 +43,6 @@ def fetch(coalesce: Coalesce, path: str, accept: str = "*/*") -> tuple[str, str]
     request = urllib.request.Request(found[1] + path, headers={"Accept": accept})  # noqa: S310 (ours)
     with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
         return answer.headers["content-type"], answer.read().decode()
-
-
-def metrics(coalesce: Coalesce) -> dict[str, float]:
-    """By name and labels, in the order of their names: `commands_total shared delivered`."""
-    _, text = fetch(coalesce, "/metrics", OPENMETRICS)
-    return {
-        " ".join([sample.name.removeprefix("coalesce_"), *(value for _, value in sorted(sample.labels.items()))]):
-        sample.value
-        for family in read_openmetrics(text)
-        for sample in family.samples
-    }  # fmt: skip
 
 
 def status(coalesce: Coalesce) -> dict:
