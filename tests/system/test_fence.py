@@ -98,5 +98,6 @@ def test_a_reply_that_is_more_than_one_is_nobody_elses(pair, what):
     after = metrics(coalesce)
     counted = ("lane_losses_total desync", "protocol_errors_total upstream")
     lost, broken = (after[name] - before[name] for name in counted)
-    assert broken == ROUNDS * breaks  # later on connections of its own, which are no lanes
+    assert bool(broken) == breaks
+    # Once it is set apart, it is no lane that is lost; nor, in some transactions, before.
     assert (breaks and not in_transaction) <= lost <= broken
