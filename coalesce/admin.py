@@ -232,9 +232,10 @@ class Admin:
             answer = _said(500, "a fault in coalesce: see its log")
         headers = [(b"content-type", answer.content_type.encode()), (b"content-length", b"%d" % len(answer.body))]
         headers += [(b"cache-control", b"no-store"), *answer.headers]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers, "trailers": False})
         body = b"" if scope["method"] == "HEAD" else answer.body
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        with suppress(trio.BusyResourceError):  # hypercorn is closing the connection, after bad HTTP/2
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers, "trailers": False})
+            await send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _answer(self, request: Request) -> Answer:
         route = self._routes.get(request.path)

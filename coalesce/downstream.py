@@ -469,6 +469,7 @@ class Clients:
         """A fault of ours before there was a client with this socket."""
         self.accepted += 1
         self.poller.faults.say(f"client c{self.accepted}", fault, _CLOSED)
+        self.poller.tally.closed[Closed.FAULT] += 1
         sock.close()
 
     def _welcome(self, sock: socket.socket, origin: str) -> None:

@@ -413,6 +413,8 @@ class Server:
         self.faults.say(lane, fault, "the connection is closed")
         with self.faults.contained(lane, "while the connection was closed"):
             if lane.link is not None:
+                if not lane.exclusive:
+                    self.poller.tally.lost[Lost.FAULT] += 1
                 self._exchange.lose(lane)
             elif lane.exclusive and lane.state is not LaneState.CLOSED:
                 self._exchange.lease_failed(lane, unavailable("a fault in coalesce"))
@@ -444,6 +446,7 @@ class Server:
         self._clients.pinned += 1
         pinned = Pinned(client, lane)
         with self.faults.contained(pinned, "the client is closed"), ExitStack() as undo:
+            undo.callback(self.poller.tally.closed.update, [Closed.FAULT])
             undo.callback(self._unpin)
             undo.callback(self.poller.close_removed, sock)
             undo.callback(lane.link.discard)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds deploy/Dockerfile, and runs what came out of it once: as its own user, on a read-only root file system, in front
-# of a real Redis. For machines where nothing can be pulled, and inside of containers: by buildah, in a chroot, on a base
+# Builds deploy/Dockerfile, and runs what came out of it: as its own user, on a read-only root file system, without a
+# network, in front of a real Redis; its --version has to name the commit, and `coalesce check` to find that Redis. For machines where nothing can be pulled, and inside of containers: by buildah, in a chroot, on a base
 # that debootstrap makes. As root, on Debian, with
 #
 #   apt-get install --no-install-recommends buildah debootstrap redis-server
@@ -85,8 +85,15 @@ mkdir "$place/run"
 chown "$user" "$place/run"
 chmod 755 "$place"
 root=$(buildah mount "$started")
-# (What it mounts is its own, and goes with it.)
-unshare --mount --net sh -ec '
+# Becomes what the image runs, with these arguments. (What it mounts is its own, and goes with it.)
+run_image() {
+    exec unshare --mount --net sh -ec "$mounted" sh "$root" "$place" \
+        "${environment[@]}" COALESCE_UPSTREAM=unix:///mnt/redis.sock COALESCE_SOCKET_MODE=0666 \
+        COALESCE_LISTEN="127.0.0.1:6380 unix:///mnt/run/coalesce.sock" \
+        "$(command -v setpriv)" --no-new-privs --bounding-set=-all,+sys_chroot,+setuid,+setgid \
+        "$(command -v chroot)" --userspec="$user" --groups= "$root" "${entrypoint[@]}" "$@"
+}
+mounted='
     root=$1 place=$2; shift 2
     ip link set lo up
     mount --bind "$root" "$root"
@@ -94,11 +101,12 @@ unshare --mount --net sh -ec '
     mount --bind "$place" "$root/mnt"
     mount -o remount,bind,ro "$root"
     exec env -i "$@"
-' sh "$root" "$place" \
-    "${environment[@]}" COALESCE_UPSTREAM=unix:///mnt/redis.sock COALESCE_SOCKET_MODE=0666 \
-    COALESCE_LISTEN="127.0.0.1:6380 unix:///mnt/run/coalesce.sock" \
-    "$(command -v setpriv)" --no-new-privs --bounding-set=-all,+sys_chroot,+setuid,+setgid \
-    "$(command -v chroot)" --userspec="$user" --groups= "$root" "${entrypoint[@]}" &
+'
+said=$(run_image --version)
+echo "$said"
+grep -qF "coalesce $version (commit ${commit:-unknown})" <<<"$said"
+(run_image check)
+run_image &
 coalesce=$!
 until_it_answers "$place/run/coalesce.sock"
 grep -q "^Uid:[[:space:]]${user%:*}[[:space:]]" "/proc/$coalesce/status"

@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
+
+from coalesce.core.ledger import Kind, Outcomes
+from coalesce.tally import Closed, Dial, Lost, Side
+from tests.system.admin import ADMIN, OPENMETRICS, ask
+from tests.system.processes import running_coalesce, running_server
+from tests.system.versions import NEWEST
 
 from .manifests import DEPLOY, needs_kubectl, rendered, the
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 MONITORING = DEPLOY / "monitoring"
@@ -22,47 +30,31 @@ DEADLINE = 30.0
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="not installed: promtool")
 
-# What /metrics shows: each name, and the labels that tell its series apart.
-EXPOSED: dict[str, set[str]] = {
-    "coalesce_build_info": {"version", "commit", "python"},
-    "coalesce_clients": {"state"},
-    "coalesce_clients_limit": set(),
-    "coalesce_clients_accepted_total": set(),
-    "coalesce_clients_refused_total": set(),
-    "coalesce_clients_closed_total": {"reason"},
-    "coalesce_clients_memory_bytes": set(),
-    "coalesce_clients_memory_limit_bytes": set(),
-    "coalesce_lanes": {"kind", "state"},
-    "coalesce_lanes_limit": set(),
-    "coalesce_leases": {"state"},
-    "coalesce_leases_waiting": set(),
-    "coalesce_leases_limit": set(),
-    "coalesce_commands_total": {"connection", "outcome"},
-    "coalesce_own_commands_total": set(),
-    "coalesce_requests_unsent": set(),
-    "coalesce_requests_in_flight": set(),
-    **{
-        f"coalesce_{name}_{part}": {"le"} if part == "bucket" else set()
-        for name in ("batch_commands", "upstream_round_trip_seconds", "queue_wait_seconds")
-        for part in ("bucket", "sum", "count")
-    },
-    "coalesce_upstream_sent_bytes_total": set(),
-    "coalesce_upstream_received_bytes_total": set(),
-    "coalesce_lane_losses_total": {"reason"},
-    "coalesce_dials_total": {"outcome"},
-    "coalesce_protocol_errors_total": {"side"},
-    "coalesce_faults_total": set(),
-    "coalesce_log_lines_dropped_total": set(),
-    "coalesce_paused": set(),
-    "coalesce_draining": set(),
-    # prometheus_client's ProcessCollector
-    "process_resident_memory_bytes": set(),
-    "process_cpu_seconds_total": set(),
-}
 # Prometheus's own, and what it adds to every series.
-UP = {"up": set[str]()}
+UP: Exposed = {"up": {}}
 TARGET = {"job", "instance"}
 METRIC = re.compile(r"\b((?:coalesce|process)_\w+|up)\b(?:\{([^}]*)\})?")
+# In a selector: a label, how it is compared, and with what.
+LABEL = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
+
+# What /metrics shows: of each name, the labels that tell its series apart, and their values.
+Exposed = dict[str, dict[str, set[str]]]
+
+
+@pytest.fixture(scope="module")
+def exposed() -> Iterator[Exposed]:
+    """Of a coalesce that has served nobody: what there is later is there from the start, so that a rate sees it."""
+    with running_server(NEWEST) as upstream, running_coalesce(upstream.url, *ADMIN) as coalesce:
+        found: Exposed = {}
+        text = ask(coalesce, "/metrics", headers={"Accept": OPENMETRICS}).body.decode()
+        for family in read_openmetrics(text):
+            for sample in family.samples:
+                labels = found.setdefault(sample.name, {})
+                for label, value in sample.labels.items():
+                    labels.setdefault(label, set()).add(value)
+                if family.type == "counter" and sample.labels and "dials" not in sample.name:
+                    assert sample.value == 0, sample
+        yield found
 
 
 def rules() -> list[dict[str, str]]:
@@ -75,48 +67,71 @@ def panels() -> list[str]:
     return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
 
 
-def unknown(expression: str) -> list[str]:
-    """Metrics, and labels of theirs, that there are not."""
+def unknown(expression: str, exposed: Exposed) -> list[str]:
+    """Metrics, labels of theirs, and values of these, that there are not."""
     wrong = []
     for name, selector in METRIC.findall(expression):
-        known = EXPOSED | UP
-        labels = set(re.findall(r"(\w+)\s*[=!]~?", selector))
-        if name not in known or not labels <= known[name] | TARGET:
+        known = (exposed | UP).get(name)
+        if known is None or not all(
+            label in TARGET or (label in known and (value in known[label] or "~" in how))
+            for label, how, value in LABEL.findall(selector)
+        ):
             wrong.append(f"{name}{{{selector}}}")
     return wrong
 
 
 @pytest.mark.parametrize("expression", [*(rule["expr"] for rule in rules()), *panels()])
-def test_uses_only_what_is_exposed(expression: str) -> None:
+def test_uses_only_what_is_exposed(expression: str, exposed: Exposed) -> None:
     assert METRIC.search(expression)
-    assert unknown(expression) == []
+    assert unknown(expression, exposed) == []
 
 
-def test_readme_tells_of_each_metric_and_of_no_other() -> None:
+def test_readme_tells_of_each_metric_and_of_no_other(exposed: Exposed) -> None:
     readme = (DEPLOY.parent / "README.md").read_text()
     _, _, after = readme.partition("| metrics (`coalesce_...`) | what they tell |\n")
     cells = [row.split(" | ")[0] for row in after.partition("\n\n")[0].splitlines()]
     told = [cell.partition("{") for row in cells for cell in re.findall(r"`([^`]+)`", row) if cell != "process_*"]
     labels = {f"coalesce_{name}": set(re.findall(r"\w+", rest)) for name, _, rest in told}
-    exposed = {
-        re.sub(r"_(bucket|sum|count)$", "", name): found - {"le"}
-        for name, found in EXPOSED.items()
-        if not name.startswith("process_")
+    assert labels == {
+        re.sub(r"_(bucket|sum|count)$", "", name): set(found) - {"le"}
+        for name, found in exposed.items()
+        if name.startswith("coalesce_")
     }
-    assert labels == exposed
 
 
-def test_what_is_not_exposed_is_seen() -> None:
-    assert unknown("rate(coalesce_clients_total[5m])") == ["coalesce_clients_total{}"]
-    assert unknown('coalesce_clients{kind="shared"} > 0') == ['coalesce_clients{kind="shared"}']
+def test_what_is_not_exposed_is_seen(exposed: Exposed) -> None:
+    for wrong in (
+        "coalesce_clients_total{}",
+        'coalesce_clients{kind="shared"}',
+        'coalesce_clients{state="away"}',
+        'coalesce_lane_losses_total{reason!="away"}',
+    ):
+        assert unknown(f"rate({wrong}[5m]) > 0", exposed) == [wrong]
+    assert unknown('coalesce_clients{state="shared",job="coalesce"} / coalesce_clients_limit', exposed) == []
 
 
-def test_the_variables_of_the_dashboard_are_metrics_too() -> None:
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("clients_closed", {"reason": {each.value for each in Closed}}),
+        ("lane_losses", {"reason": {each.value for each in Lost}}),
+        ("dials", {"outcome": {each.value for each in Dial}}),
+        ("protocol_errors", {"side": {each.value for each in Side}}),
+        ("commands", {"connection": {each.value for each in Kind}, "outcome": set(Outcomes._fields)}),
+    ],
+)
+def test_counters_are_there_before_there_is_anything_to_count(
+    name: str, values: dict[str, set[str]], exposed: Exposed
+) -> None:
+    assert exposed[f"coalesce_{name}_total"] == values
+
+
+def test_the_variables_of_the_dashboard_are_metrics_too(exposed: Exposed) -> None:
     dashboard = json.loads((MONITORING / "dashboard.json").read_text())
     queries = [each["query"]["query"] for each in dashboard["templating"]["list"] if each["type"] == "query"]
     assert len(queries) == 2
     for query in queries:
-        assert unknown(query) == []
+        assert unknown(query, exposed) == []
 
 
 def test_each_alert_says_what_to_do() -> None:

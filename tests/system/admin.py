@@ -7,12 +7,15 @@ import json
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
+
 from .processes import DEADLINE, eventually
 
 if TYPE_CHECKING:
     from .processes import Coalesce
 
 ADMIN = ("--admin", "127.0.0.1:0")
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
 class Answer(NamedTuple):
@@ -51,3 +54,14 @@ def ask(
 
 def post(coalesce: Coalesce, path: str, **headers: str) -> Answer:
     return ask(coalesce, path, "POST", {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def metrics(coalesce: Coalesce) -> dict[str, float]:
+    """By name and labels, in the order of their names: `commands_total shared delivered`."""
+    text = ask(coalesce, "/metrics", headers={"Accept": OPENMETRICS}).body.decode()
+    return {
+        " ".join([sample.name.removeprefix("coalesce_"), *(value for _, value in sorted(sample.labels.items()))]):
+        sample.value
+        for family in read_openmetrics(text)
+        for sample in family.samples
+    }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import importlib.util
@@ -36,6 +37,9 @@ DEADLINE = 15.0  # seconds to start or to end; both take tenths of a second
 # Below Linux's range for outgoing connections (32768 up): a port from within it may be taken by some client's own
 # connection while the server that is to come back on it is away.
 PORTS = range(20000, 32000)
+_WORKERS = 8  # of pytest-xdist: each has its share of them
+# Those that were given out last. Until whoever got one listens there, it looks free to all others.
+_GIVEN: collections.deque[int] = collections.deque(maxlen=100)
 
 
 def eventually(check: Callable[[], T], deadline: float = DEADLINE) -> T:
@@ -50,9 +54,14 @@ def eventually(check: Callable[[], T], deadline: float = DEADLINE) -> T:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that nobody listens on now, and that nobody else in this run of the tests is given meanwhile."""
+    worker = re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "gw0"))
+    ours = PORTS[int(worker) % _WORKERS :: _WORKERS]
     while True:
-        port = random.choice(PORTS)
+        port = random.choice(ours)
+        if port in _GIVEN:
+            continue
+        _GIVEN.append(port)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

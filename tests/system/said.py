@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from coalesce.page import HEADERS, page
 from coalesce.wrong import what_is_wrong
 
+from .processes import free_port
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -136,7 +138,8 @@ def in_trouble() -> dict[str, Any]:
 class Admin:
     """Serves the page's files and what `says` is at the time."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int | None = None) -> None:
+        """On a port that it can come back on; by default, on any such."""
         self.says = at_work()
         admin = self
 
@@ -161,7 +164,7 @@ class Admin:
             def log_message(self, *arguments: object) -> None:
                 del arguments
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _Answers)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", free_port() if port is None else port), _Answers)
         self.port = self._server.server_port
         self.address = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.address}/"
@@ -176,7 +179,7 @@ class Admin:
 
 
 @contextlib.contextmanager
-def running_admin(port: int = 0) -> Iterator[Admin]:
+def running_admin(port: int | None = None) -> Iterator[Admin]:
     admin = Admin(port)
     try:
         yield admin

@@ -33,9 +33,17 @@ def executable(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def module_coalesce(module_upstream) -> Iterator[Coalesce]:
+    with running_coalesce(module_upstream.url, *ADMIN) as coalesce:
+        yield coalesce
+        assert coalesce.stop()[0] == 0
+
+
 @pytest.fixture
-def coalesce(fresh_upstream) -> Iterator[Coalesce]:
-    with running_coalesce(fresh_upstream.url, *ADMIN) as coalesce:
+def own_coalesce(upstream) -> Iterator[Coalesce]:
+    """For one that the test ends."""
+    with running_coalesce(upstream.url, *ADMIN) as coalesce:
         yield coalesce
 
 
@@ -81,8 +89,13 @@ def test_there_is_no_such_page(coalesce, path):
     assert b"/readiness, /liveness, /metrics" in said.body
 
 
-def test_readiness_while_draining(coalesce, fresh_upstream):
-    with coalesce.connect() as client, fresh_upstream.connect() as control:
+def test_readiness_while_draining(fresh_upstream):
+    with (
+        running_coalesce(fresh_upstream.url, *ADMIN) as coalesce,
+        coalesce.connect() as client,
+        fresh_upstream.connect() as control,
+    ):
+        assert control.ask("CONFIG", "SET", "lua-time-limit", "10") == b"+OK\r\n"
         client.send(b"EVAL 'while true do end' 0\r\n")
         eventually(lambda: control.ask("PING").startswith(b"-BUSY"))
         assert ask(coalesce, "/readiness").status == 200
@@ -110,9 +123,9 @@ def test_the_upstream_counts_for_readiness_alone_and_if_that_is_wanted(fresh_ups
         eventually(lambda: ask(strict, "/readiness").status == 200)
 
 
-def test_quitquitquit(coalesce):
-    assert post(coalesce, "/quitquitquit").body == b"draining\n"
-    assert coalesce.wait()[0] == 0
+def test_quitquitquit(own_coalesce):
+    assert post(own_coalesce, "/quitquitquit").body == b"draining\n"
+    assert own_coalesce.wait()[0] == 0
 
 
 # --- doors ---
@@ -247,7 +260,8 @@ def descriptors(coalesce: Coalesce) -> int:
     return len(list(Path(f"/proc/{coalesce.pid}/fd").iterdir()))
 
 
-def test_who_never_reads_holds_up_neither_clients_nor_the_end(coalesce):
+def test_who_never_reads_holds_up_neither_clients_nor_the_end(own_coalesce):
+    coalesce = own_coalesce
     with contextlib.ExitStack() as stack:
         for wire in wires(coalesce, 3, stack):
             go_on_saying(wire, GET * 100)
@@ -289,10 +303,10 @@ def test_garbage_is_nobody_elses_affair(coalesce, said):
         with coalesce.connect() as client:
             assert client.ask("PING") == b"+PONG\r\n"
         assert ask(coalesce, "/liveness").status == 200
-    assert coalesce.stop()[0] == 0
 
 
-def test_hundreds_of_connections_keep_nobody_out(coalesce):
+def test_hundreds_of_connections_keep_nobody_out(own_coalesce):
+    coalesce = own_coalesce
     with contextlib.ExitStack() as stack, coalesce.connect() as client:
         assert client.ask("PING") == b"+PONG\r\n"  # it has been accepted
         before = descriptors(coalesce)
@@ -323,7 +337,8 @@ def test_who_dribbles_is_closed(coalesce):
                 assert time.monotonic() < until
 
 
-def test_without_descriptors_nothing_is_said_twice(coalesce):
+def test_without_descriptors_nothing_is_said_twice(own_coalesce):
+    coalesce = own_coalesce
     with coalesce.connect() as client, contextlib.ExitStack() as stack:
         assert client.ask("PING") == b"+PONG\r\n"
         with no_descriptors(coalesce.pid):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .admin import ADMIN, metrics
 from .processes import running_coalesce, running_server
 from .wire import bulk, pack
 
@@ -39,7 +40,7 @@ ROUNDS = 3
 
 @pytest.fixture(scope="module")
 def pair(executable: Executable) -> Iterator[tuple[RedisServer, Coalesce]]:
-    with running_server(executable) as server, running_coalesce(server.url) as coalesce:
+    with running_server(executable) as server, running_coalesce(server.url, *ADMIN) as coalesce:
         yield server, coalesce
         code, stderr = coalesce.stop()
         assert code == 0, stderr
@@ -90,5 +91,13 @@ def test_a_reply_that_is_more_than_one_is_nobody_elses(pair, what):
     attempt, in_transaction = ATTEMPTS[what], "in a transaction" in what
     request = pack("MULTI") + pack("GET", "k0") + pack(*attempt) + pack("EXEC") if in_transaction else pack(*attempt)
     database = list(ATTEMPTS).index(what) + 1
+    before = metrics(coalesce)
     closed = [ask_for_secrets(server, coalesce, database, request) for _ in range(ROUNDS)]
-    assert sum(map(bool, closed)) <= has_more_than_one_reply(server, *attempt), "once, and then it is set apart"
+    breaks = has_more_than_one_reply(server, *attempt)
+    assert sum(map(bool, closed)) <= breaks, "once, and then it is set apart"
+    after = metrics(coalesce)
+    counted = ("lane_losses_total desync", "protocol_errors_total upstream")
+    lost, broken = (after[name] - before[name] for name in counted)
+    assert bool(broken) == breaks
+    # Once it is set apart, it is no lane that is lost; nor, in some transactions, before.
+    assert (breaks and not in_transaction) <= lost <= broken

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .admin import ADMIN, metrics
 from .certificates import Authority
 from .hostile import KB, MB, STORMS, Neighbour, Storm, Watch, attacked, lanes, pour
 from .processes import Coalesce, closing_line, eventually, executables, running_coalesce, running_server
@@ -419,7 +420,7 @@ def test_the_one_that_holds_most_is_closed(server):
     """Of two whose requests are not whole, and one that does not read."""
     fill(server, "large", 5 * MB)
     with (
-        running_coalesce(server.url, "--clients-memory", str(12 * MB)) as coalesce,
+        running_coalesce(server.url, "--clients-memory", str(12 * MB), *ADMIN) as coalesce,
         coalesce.connect() as small,
         Wire(coalesce.address, 4 * KB) as deaf,
         coalesce.connect() as most,
@@ -441,6 +442,7 @@ def test_the_one_that_holds_most_is_closed(server):
         ((number, held),) = closed_for_memory(coalesce)
         assert number == 3
         assert 3 * MB < held <= 8 * MB
+        assert metrics(coalesce)["clients_closed_total memory"] == 1
 
 
 def test_the_largest_value_there_is(server, calm):

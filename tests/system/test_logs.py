@@ -6,11 +6,25 @@ import contextlib
 import json
 import os
 import re
+from typing import TYPE_CHECKING
 
+import pytest
+
+from .admin import ADMIN, metrics
 from .processes import eventually, running_coalesce
+from .versions import NEWEST
 from .wire import Wire, pack
 
+if TYPE_CHECKING:
+    from .processes import Executable
+
 GREEDY = pack("SET", "big", "v" * 10_000) + pack("GET", "big") * 200
+
+
+@pytest.fixture(scope="session", params=[NEWEST], ids=str)
+def executable(request: pytest.FixtureRequest) -> Executable:
+    """The log is coalesce's, whichever server it is."""
+    return request.param
 
 
 def objects(coalesce) -> list[dict[str, str]]:
@@ -19,7 +33,7 @@ def objects(coalesce) -> list[dict[str, str]]:
 
 def test_a_client_is_told_of_with_its_address_and_its_lane(upstream):
     """One over TCP, one over a unix socket; each is closed for what it leaves unread."""
-    flags = ["--outbox-limit", "10000", "--log-format", "json"]
+    flags = ["--outbox-limit", "10000", "--log-format", "json", *ADMIN]
     with running_coalesce(upstream.url, *flags) as coalesce:
         with contextlib.ExitStack() as stack:
             client = stack.enter_context(Wire(coalesce.address, receive_buffer=4096))
@@ -29,6 +43,7 @@ def test_a_client_is_told_of_with_its_address_and_its_lane(upstream):
             for count, wire in enumerate((client, other), 1):
                 wire.send_unless_closed(GREEDY * 10)
                 eventually(lambda count=count: len(closed(coalesce)) == count)
+            assert metrics(coalesce)["clients_closed_total outbox"] == 2
         said = closed(coalesce)
     assert [(each["client"], each["lane"], each["address"]) for each in said] == [
         ("c1", "u0", address), ("c2", "u0", f"unix, pid {os.getpid()}, uid {os.getuid()}")

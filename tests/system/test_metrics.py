@@ -15,14 +15,16 @@ from prometheus_client import ProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
+from .admin import ADMIN, OPENMETRICS, metrics
 from .processes import Coalesce, RedisServer, eventually, free_port, run_to_exit, running_coalesce
+from .versions import NEWEST
 from .wire import Wire, pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ADMIN = ("--admin", "127.0.0.1:0")
-OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+    from .processes import Executable
+
 TYPES = {
     "build_info": "gauge", "clients": "gauge", "clients_limit": "gauge", "clients_accepted": "counter",
     "clients_refused": "counter", "clients_closed": "counter", "clients_memory_bytes": "gauge",
@@ -45,17 +47,6 @@ def fetch(coalesce: Coalesce, path: str, accept: str = "*/*") -> tuple[str, str]
         return answer.headers["content-type"], answer.read().decode()
 
 
-def metrics(coalesce: Coalesce) -> dict[str, float]:
-    """By name and labels, in the order of their names: `commands_total shared delivered`."""
-    _, text = fetch(coalesce, "/metrics", OPENMETRICS)
-    return {
-        " ".join([sample.name.removeprefix("coalesce_"), *(value for _, value in sorted(sample.labels.items()))]):
-        sample.value
-        for family in read_openmetrics(text)
-        for sample in family.samples
-    }  # fmt: skip
-
-
 def status(coalesce: Coalesce) -> dict:
     return json.loads(fetch(coalesce, "/status")[1])
 
@@ -64,6 +55,12 @@ def reset(wire: Wire) -> None:
     """Leaves for good: a FIN alone might be of one that still reads."""
     wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     wire.close()
+
+
+@pytest.fixture(scope="session", params=[NEWEST], ids=str)
+def executable(request: pytest.FixtureRequest) -> Executable:
+    """It is coalesce that counts, whichever server it is."""
+    return request.param
 
 
 @pytest.fixture

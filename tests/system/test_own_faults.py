@@ -23,6 +23,7 @@ from coalesce.greeting import Greetings
 from coalesce.liveness import Pulse
 from coalesce.pin import Pin
 from coalesce.server import Server
+from coalesce.tally import Closed, Lost
 from coalesce.upstream import Connection
 
 from .certificates import Authority
@@ -53,8 +54,9 @@ class OwnFaultError(Exception):
 class Served:
     """coalesce in this process, where the test can reach into it. `summary` is what its closing line says."""
 
-    def __init__(self, address: TcpAddress, stack: AsyncExitStack) -> None:
+    def __init__(self, address: TcpAddress, server: Server, stack: AsyncExitStack) -> None:
         self._address = address
+        self.server = server
         self._stack = stack
         self.summary = ""
 
@@ -71,11 +73,13 @@ async def serving(upstream: RedisServer, **settings: object) -> AsyncIterator[Se
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
             summaries = []
 
+            server = Server(config)
+
             async def serve(task_status: trio.TaskStatus[list[TcpAddress]]) -> None:
-                summaries.append(await Server(config).serve(task_status=task_status))
+                summaries.append(await server.serve(task_status=task_status))
 
             (address,) = await nursery.start(serve)
-            served = Served(address, stack)
+            served = Served(address, server, stack)
             yield served
             os.kill(os.getpid(), signal.SIGTERM)
         served.summary = str(summaries[0])
@@ -136,7 +140,11 @@ def faults(caplog) -> list[str]:
 
 
 def check(caplog, coalesce: Served, *lines: str) -> None:
-    """These faults were said, each once, and as many are in the closing line."""
+    """These faults were said, each once, and as many are in the closing line. Who was closed for one is counted."""
+    tally = coalesce.server.poller.tally
+    assert tally.closed[Closed.FAULT] == sum(line.endswith(CLOSED) for line in lines)
+    lost = [line for line in lines if line.startswith("lane ") and line.endswith("the connection is closed")]
+    assert tally.lost[Lost.FAULT] == len(lost)
     assert faults(caplog) == list(lines)
     assert re.findall(r"(\d+) faults of its own", coalesce.summary) == [str(len(lines))]
     assert "cut short" not in coalesce.summary

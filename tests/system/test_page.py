@@ -12,12 +12,14 @@ import pytest
 from coalesce.wrong import what_is_wrong
 
 from .browser import CHROMIUM, Tab, tab
-from .processes import Coalesce, RedisServer, eventually, running_coalesce
+from .processes import Coalesce, Executable, RedisServer, eventually, running_coalesce
 from .said import COLUMNS, Admin, at_work, in_trouble, nothing_yet, running_admin
-from .test_top import once
+from .versions import NEWEST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from .forge import Said
 
 NONE = "–"  # noqa: RUF001 (as it is shown)
 
@@ -56,6 +58,12 @@ FAINT = """(() => {
   }
   return [seen, faint];
 })()"""
+
+
+@pytest.fixture(scope="session", params=[NEWEST], ids=str)
+def executable(request: pytest.FixtureRequest) -> Executable:
+    """The page shows what coalesce says, whichever server it is."""
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -244,27 +252,27 @@ def test_it_goes_on_asking_and_says_when_there_is_no_answer(browser: Tab, admin:
 
 @needs_chromium
 @pytest.mark.parametrize("says", [nothing_yet, at_work, in_trouble])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_can_be_read_in_light_and_in_dark(browser: Tab, admin: Admin, says: Any, scheme: str) -> None:
-    browser.look(1280, 900, scheme)
+def test_it_can_be_read_in_light_and_in_dark(browser: Tab, admin: Admin, says: Any) -> None:
     shown(browser, admin, says())
-    background = browser.run("getComputedStyle(document.body).backgroundColor")
-    assert background == {"light": "rgb(246, 246, 244)", "dark": "rgb(17, 19, 20)"}[scheme]
-    seen, faint = browser.run(FAINT)
-    assert seen > 80
-    assert faint == []
+    for scheme, colour in (("light", "rgb(246, 246, 244)"), ("dark", "rgb(17, 19, 20)")):
+        browser.look(1280, 900, scheme)
+        assert browser.run("getComputedStyle(document.body).backgroundColor") == colour
+        seen, faint = browser.run(FAINT)
+        assert seen > 80
+        assert faint == [], scheme
 
 
 @needs_chromium
 @pytest.mark.parametrize("says", [nothing_yet, at_work, in_trouble])
-@pytest.mark.parametrize("width", [320, 375, 768, 1024])
-def test_nothing_is_wider_than_the_screen(browser: Tab, admin: Admin, says: Any, width: int) -> None:
-    browser.look(width, 800, "light")
+def test_nothing_is_wider_than_the_screen(browser: Tab, admin: Admin, says: Any) -> None:
     shown(browser, admin, says())
-    assert browser.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
-    # Nor cut off by whatever it stands in.
-    cut = "[...document.querySelectorAll('.card')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
-    assert browser.run(cut) == []
+    for width in (1024, 768, 375, 320):
+        browser.look(width, 800, "light")
+        assert browser.run("innerWidth") == width
+        assert browser.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0, width
+        # Nor cut off by whatever it stands in.
+        cut = "[...document.querySelectorAll('.card')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
+        assert browser.run(cut) == [], width
 
 
 @needs_chromium
@@ -291,7 +299,7 @@ def test_the_admin_serves_the_page_and_no_other_file(fresh_upstream: RedisServer
 
 
 @needs_chromium
-def test_a_real_one_at_work(browser: Tab, fresh_upstream: RedisServer) -> None:
+def test_a_real_one_at_work(browser: Tab, fresh_upstream: RedisServer, ask: Callable[..., Said]) -> None:
     flags = ("--admin", "127.0.0.1:0", "--upstream-wait", "0.2")
     with running_coalesce(fresh_upstream.url, *flags) as coalesce, coalesce.connect() as wire:
         port = admin_port(coalesce)
@@ -314,7 +322,7 @@ def test_a_real_one_at_work(browser: Tab, fresh_upstream: RedisServer) -> None:
         assert lane[-1] == f"{says['lanes'][0]['commands']:,}"
         assert points(browser, "commands_per_second")
 
-        code, printed, complaint = once("--once", "--admin", f"127.0.0.1:{port}")
+        code, printed, complaint = ask("top", "--once", "--admin", f"127.0.0.1:{port}")
         assert (code, complaint) == (0, "")
         assert f"{sent:,} since the start" in printed
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .admin import ADMIN, ask, post
+from .admin import ADMIN, ask, metrics, post
 from .processes import DEADLINE, RedisServer, eventually, running_coalesce, running_server, short_directory
 from .reliability.faults import last
 from .reliability.stage import on_stage
@@ -145,6 +145,9 @@ def test_after_a_pause_nobody_is_left_on_the_upstream_that_was_replaced(executab
                     assert wire.reply() == b"+OK\r\n"
                 assert lent.ask("SET", "k2", "new") == b"+QUEUED\r\n"
                 assert lent.ask("EXEC") == b"*1\r\n+OK\r\n"
+                lost = {name: count for name, count in metrics(coalesce).items() if name.startswith("lane_losses")}
+                assert lost.pop("lane_losses_total replaced") == 2
+                assert not any(lost.values())
             with old.connect() as control:
                 assert control.ask("MGET", "k", "k2") == b"*2\r\n" + bulk("old") + b"$-1\r\n"
                 eventually(lambda: control.ask("CLIENT", "LIST").count(b"name=coalesce") == 0)
@@ -252,6 +255,7 @@ def test_what_cannot_end_is_counted_and_not_waited_for(coalesce):
 
 def test_a_slow_request_is_waited_for_and_told_of(coalesce, fresh_upstream):
     with coalesce.connect() as client, fresh_upstream.connect() as control:
+        assert control.ask("CONFIG", "SET", "lua-time-limit", "10") == b"+OK\r\n"
         client.send(b"EVAL 'while true do end' 0\r\n")
         eventually(lambda: control.ask("PING").startswith(b"-BUSY"))
         answer = post(coalesce, "/pause?timeout=0.05")

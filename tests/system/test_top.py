@@ -20,7 +20,11 @@ from .processes import DEADLINE, ROOT, coalesce_command, environment, eventually
 from .said import Admin, at_work, in_trouble, nothing_yet, running_admin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from .forge import Said
+
+    Once = Callable[..., Said]
 
 TOP = [*coalesce_command(), "top"]
 
@@ -31,19 +35,14 @@ def admin() -> Iterator[Admin]:
         yield admin
 
 
-def once(*arguments: str, columns: int = 120, **more: str) -> tuple[int, str, str]:
+@pytest.fixture
+def once(ask: Callable[..., Said]) -> Callable[..., Said]:
     """Exit code, what it printed, and what it complained of."""
-    ended = subprocess.run(
-        [*TOP, *arguments],
-        cwd=ROOT,
-        env=environment(COLUMNS=str(columns), **more),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
-    return ended.returncode, ended.stdout, ended.stderr
+
+    def once(*arguments: str, columns: int = 120, **more: str) -> Said:
+        return ask("top", *arguments, COLUMNS=str(columns), **more)
+
+    return once
 
 
 def lines(printed: str) -> list[str]:
@@ -51,7 +50,7 @@ def lines(printed: str) -> list[str]:
     return [re.sub(r"[▁-█]+|\s+", " ", line).strip() for line in printed.splitlines()]
 
 
-def test_one_frame_in_a_pipe(admin: Admin) -> None:
+def test_one_frame_in_a_pipe(admin: Admin, once: Once) -> None:
     code, printed, complaint = once("--once", "--admin", admin.address)
     assert (code, complaint) == (0, "")
     shown = lines(printed)
@@ -72,7 +71,7 @@ def test_one_frame_in_a_pipe(admin: Admin) -> None:
     assert "\x1b" not in printed  # no colours where nobody sees them
 
 
-def test_the_charts_are_the_history(admin: Admin) -> None:
+def test_the_charts_are_the_history(admin: Admin, once: Once) -> None:
     samples = admin.says["history"]["samples"] = admin.says["history"]["samples"][:4]
     for sample, value in zip(samples, (0.0, None, 50.0, 100.0), strict=True):
         sample[1] = value
@@ -83,7 +82,7 @@ def test_the_charts_are_the_history(admin: Admin) -> None:
 
 
 @pytest.mark.parametrize("columns", [60, 80, 200])
-def test_figures_are_never_cut(admin: Admin, columns: int) -> None:
+def test_figures_are_never_cut(admin: Admin, once: Once, columns: int) -> None:
     _, printed, _ = once("--once", "--admin", admin.address, columns=columns)
     assert "98,356" in printed
     assert all(len(line) <= columns for line in printed.splitlines())
@@ -91,7 +90,7 @@ def test_figures_are_never_cut(admin: Admin, columns: int) -> None:
         assert re.search(r"\b8,412,345\s*$", printed, re.MULTILINE)
 
 
-def test_what_is_wrong_is_said_and_obeyed_by_no_terminal(admin: Admin) -> None:
+def test_what_is_wrong_is_said_and_obeyed_by_no_terminal(admin: Admin, once: Once) -> None:
     admin.says = in_trouble()
     _, printed, _ = once("--once", "--admin", admin.address, columns=400)
     assert "serving, with trouble" in printed
@@ -100,7 +99,7 @@ def test_what_is_wrong_is_said_and_obeyed_by_no_terminal(admin: Admin) -> None:
     assert "\x1b" not in printed
 
 
-def test_before_the_first_command(admin: Admin) -> None:
+def test_before_the_first_command(admin: Admin, once: Once) -> None:
     admin.says = nothing_yet()
     code, printed, _ = once("--once", "--admin", admin.address)
     assert code == 0
@@ -108,13 +107,13 @@ def test_before_the_first_command(admin: Admin) -> None:
     assert "None" not in printed
 
 
-def test_no_answer_is_exit_code_1() -> None:
+def test_no_answer_is_exit_code_1(once: Once) -> None:
     nobody = f"127.0.0.1:{free_port()}"
     complaint = f"coalesce: can't ask {nobody} (--admin): Connection refused\n"
     assert once("--once", COALESCE_ADMIN=nobody) == (1, "", complaint)
 
 
-def test_off_is_nobody_to_ask() -> None:
+def test_off_is_nobody_to_ask(once: Once) -> None:
     code, _, complaint = once("--once", "--admin", "off")
     assert code == 2
     assert "the admin is off" in complaint
@@ -177,8 +176,6 @@ def terminal(*command: str) -> Iterator[Terminal]:
 def test_it_ends_by_a_key_and_leaves_the_terminal_as_it_was(admin: Admin, keys: bytes) -> None:
     with terminal(*TOP, "--admin", admin.address) as opened:
         opened.shows("98,356")
-        admin.says["now"]["commands_per_second"] = 7.25
-        opened.shows("7.2")
         opened.press(b"x\x1b[A")  # no other key does anything
         admin.says["now"]["commands_per_second"] = 1234.0
         opened.shows("1,234")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.transcripts.core_player import CorePlayer
@@ -9,7 +11,17 @@ from tests.transcripts.notation import parse
 from tests.transcripts.socket_player import SocketPlayer
 
 from .processes import running_coalesce
+from .versions import NEWEST
 from .wire import pack
+
+if TYPE_CHECKING:
+    from .processes import Executable
+
+
+@pytest.fixture(scope="session", params=[NEWEST], ids=str)
+def executable(request: pytest.FixtureRequest) -> Executable:
+    """What is printed is what coalesce was told, whichever server it is."""
+    return request.param
 
 
 def converse(coalesce) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.system.admin import ADMIN, metrics
 from tests.system.processes import eventually, running_coalesce
 from tests.system.wire import bulk, pack
 
@@ -158,7 +159,7 @@ def test_a_lasting_silence_is_noticed(between, upstream):
     that works, or one being made, also when the lane was idle. Who has a connection of his own is closed with it.
     """
     with contextlib.ExitStack() as stack:
-        silence = ("--upstream-silence", str(SILENCE))
+        silence = ("--upstream-silence", str(SILENCE), *ADMIN)
         lane, idle_lane, speaking, silent = (
             stack.enter_context(running_coalesce(upstream.url, *silence)) for _ in range(4)
         )
@@ -183,6 +184,8 @@ def test_a_lasting_silence_is_noticed(between, upstream):
                 pytest.fail(f"{kind}: not closed in {within} s")
             assert not told or kind.startswith("pinned"), kind  # (MONITOR tells what all others do before)
         eventually(lambda: "connection lost" in idle_lane.stderr, NOTICED_WITHIN + 5)
+        for coalesce in (lane, idle_lane):
+            assert metrics(coalesce)["lane_losses_total silent"] == 1
         between.heal()
         assert idle.ask("INCR", "n") == b":4\r\n"
         assert sleeper.ask("INCR", "n") == b":5\r\n"

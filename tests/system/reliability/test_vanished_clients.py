@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.system.admin import ADMIN, metrics
 from tests.system.processes import eventually, running_server
 from tests.system.wire import Wire, bulk, pack
 
@@ -84,7 +85,7 @@ def test_clients_that_vanish_give_back_what_they_have(executable, between, upstr
     """
     with contextlib.ExitStack() as stack:
         talkative = stack.enter_context(running_server(executable))
-        silence = ("--client-silence", str(SILENCE))
+        silence = ("--client-silence", str(SILENCE), *ADMIN)
         where = {"idle": upstream.url, "told": talkative.url, "unread": upstream.url}
         at = {kind: stack.enter_context(coalesce_at(between.here, url, *silence)) for kind, url in where.items()}
         present_one = stack.enter_context(Wire(at["idle"].address, receive_buffer=4096))
@@ -111,6 +112,8 @@ def test_clients_that_vanish_give_back_what_they_have(executable, between, upstr
         with contextlib.suppress(TimeoutError):
             eventually(lambda: outcome() == all_gone, noticed_by - time.monotonic())
         assert outcome() == all_gone
+        counted = {kind: metrics(coalesce)["clients_closed_total silence"] for kind, coalesce in at.items()}
+        assert counted == all_gone["closed"]
         with upstream.connect() as producer:
             assert producer.ask("RPUSH", "queue", "x") == b":1\r\n"
             assert producer.ask("LRANGE", "queue", 0, -1) == b"*1\r\n" + bulk("x")
