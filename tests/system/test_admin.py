@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .admin import ADMIN, admin_address, ask, post
-from .processes import DEADLINE, eventually, free_port, run_to_exit, running_coalesce
+from .processes import DEADLINE, eventually, free_port, running_coalesce
 from .reliability import namespaces
 from .reliability.faults import last, no_descriptors
 from .versions import NEWEST
@@ -224,17 +224,17 @@ def test_another_host_may_look_and_change_nothing(fresh_upstream):
 # --- how it starts ---
 
 
-def test_a_busy_port_is_one_line(fresh_upstream):
+def test_a_busy_port_is_one_line(upstream, run_to_exit):
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         code, said = run_to_exit(
-            "--upstream", fresh_upstream.url, "--listen", "127.0.0.1:0", "--admin", f"127.0.0.1:{port}"
+            "--upstream", upstream.url, "--listen", "127.0.0.1:0", "--admin", f"127.0.0.1:{port}"
         )
     why = "Address already in use; a second coalesce on a host wants another port, or --admin off"
     assert (code, said) == (1, f"coalesce: can't listen on 127.0.0.1:{port} (--admin): {why}\n")
 
 
-def test_what_else_keeps_it_from_starting_is_still_one_line():
+def test_what_else_keeps_it_from_starting_is_still_one_line(run_to_exit):
     code, said = run_to_exit("--upstream", f"127.0.0.1:{free_port()}", "--listen", "127.0.0.1:0", *ADMIN)
     assert code == 1
     assert said.splitlines()[-1].startswith("coalesce: can't reach upstream ")

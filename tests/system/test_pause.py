@@ -368,9 +368,9 @@ def test_a_pause_that_is_taken_back_says_so(coalesce):
         assert client.ask("EXEC") == b"*0\r\n"
 
 
-@pytest.mark.parametrize("timeout", ["", "-1", "nan", "inf", "soon", "1&timeout=2"])
-def test_a_time_that_is_none(coalesce, timeout):
-    assert post(coalesce, f"/pause?timeout={timeout}").status == 400
+def test_a_time_that_is_none(coalesce):
+    for timeout in ("", "-1", "nan", "inf", "soon", "1&timeout=2"):
+        assert post(coalesce, f"/pause?timeout={timeout}").status == 400, timeout
     with coalesce.connect() as client:
         assert client.ask("PING") == b"+PONG\r\n"
 

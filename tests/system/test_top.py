@@ -131,7 +131,7 @@ class Terminal:
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment(TERM="xterm-256color"),
+            env=environment(TERM="xterm-256color", COLUMNS="120", LINES="40"),  # (else those of whoever runs the tests)
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
