@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import coalesce.core.errors as replies
-from coalesce.core import wait
+from coalesce.core import large, wait
 from coalesce.core.client_state import Rewritten, shared_form
 from coalesce.core.commands import (
     BLOCKING,
@@ -67,8 +67,6 @@ _LONG_CREDENTIALS = 16 * 1024
 # Bytes from which on a request counts as its session's own where the lane is full: thousands may each say one more.
 _COUNTED = 16 * 1024
 _LANES_IN_USE = "%d users, databases and protocol versions are in use (--max-lanes)"
-# Replies in a row that were not large, after which a session leaves the lane for what is large.
-_SMALL_AGAIN = 16
 
 
 class Totals(NamedTuple):
@@ -195,21 +193,26 @@ class Exchange:
     @property
     def sessions(self) -> Iterator[Session]:
         """All that are neither pinned nor gone."""
-        for lane in [*self.lanes.values(), *self.large_lanes.values()]:
+        for lane in self.shared_lanes:
             yield from list(lane.sessions)
 
     def totals(self, *, exclusive: bool) -> Totals:
         """What leases have carried so far, or shared lanes."""
         total = self._retired[exclusive]
-        lanes = self.leases.of if exclusive else [*self.lanes.values(), *self.large_lanes.values()]
+        lanes = self.leases.of if exclusive else self.shared_lanes
         for lane in lanes:
             total = total.and_(lane)
         return total
 
     @property
+    def shared_lanes(self) -> list[Lane]:
+        """Those for what is large among them."""
+        return [*self.lanes.values(), *self.large_lanes.values()]
+
+    @property
     def all_lanes(self) -> list[Lane]:
         """Shared ones, those for what is large, and leases; not those of pinned clients."""
-        return [*self.lanes.values(), *self.large_lanes.values(), *self.leases.of]
+        return [*self.shared_lanes, *self.leases.of]
 
     def outcomes(self) -> dict[Kind, Outcomes]:
         """What became of the commands so far."""
@@ -480,27 +483,13 @@ class Exchange:
         size = sum(map(len, arguments))
         if size < (_COUNTED if session.lane.full else LARGE):
             self.enqueue(session.lane, pack(arguments), session)
-        elif size < LARGE or self._ride_large(session):
-            self._enqueue_large(session, pack(arguments))
+        elif size < LARGE or large.ride(self, session):
+            large.enqueue(self, session, pack(arguments))
         else:
             self._settle(session, arguments)
             return
         if is_fenced(arguments) and session.lane.authenticated:
             self.fence(session.lane)
-
-    def _enqueue_large(self, session: Session, request: bytes) -> None:
-        caller = Large(session, session, len(request))
-        self.enqueue(session.lane, request, caller)
-        session.lane.withdrawable[caller] = request
-
-    def withdraw(self, session: Session) -> None:
-        """Of a session that is over, what is large and has not left gives way: see held.py."""
-        identity = session.lane.identity
-        for lane in (self.lanes.get(identity), self.large_lanes.get(identity)):
-            if lane is not None:
-                for caller in [it for it in lane.withdrawable if it.session is session]:
-                    lane.withdraw(caller)
-                    caller.release()
 
     def _dispatch_leased(self, session: Session, lease: Lease, arguments: list[bytes], need: Need) -> None:
         name = arguments[0].upper()
@@ -574,10 +563,10 @@ class Exchange:
         if goes_on:
             self.resume(session)
         if session.large and session.state is SessionState.FLOWING:
-            session.large = session.small < _SMALL_AGAIN
+            large.look_at_size(session)
         if not session.owed:
             if session.state is SessionState.FLOWING:
-                self._change_lane(session)
+                large.change_lane(self, session)
             elif session.state in {SessionState.LEASED, SessionState.PINNING}:
                 if session.lease is not None and session.lease.clean:
                     self._flow_again(session)
@@ -588,41 +577,6 @@ class Exchange:
             elif session.state is SessionState.ENDING:
                 self._close(session)
         if goes_on:
-            self.advance(session)
-
-    # --- what is large has a lane of its own ---
-
-    def _ride_large(self, session: Session) -> bool:
-        """Whether the session's next request, which is large, may leave now, and not first when nothing is owed."""
-        session.large = True
-        session.small = 0
-        large = self.large_lane(session.lane.identity)
-        if session.lane.large or large.state is LaneState.FAILING:
-            return True
-        if session.owed:
-            return False
-        self._ride_on(session, large)  # and wait there for its connection
-        session.rewire()
-        return True
-
-    def _had_large(self, session: Session) -> None:
-        """The session was given a large reply: more may follow, but on the other lane."""
-        session.small = 0
-        if session.state is SessionState.FLOWING:
-            session.large = True
-            self._change_lane(session) if not session.owed else session.rewire()
-
-    def _change_lane(self, session: Session) -> None:
-        """A session to which nothing is owed changes to the lane that is for what it moves, where that is connected."""
-        identity = session.lane.identity
-        lane = self.large_lane(identity) if session.large else self.lane(identity)
-        if lane.large and (lane.state is not LaneState.READY or lane.outdated):
-            lane = self.lane(identity)
-        throttled = session.throttled
-        if lane is not session.lane:
-            self._ride_on(session, lane)
-        session.rewire()
-        if throttled and not session.throttled:
             self.advance(session)
 
     def _throttle(self, session: Session) -> None:
@@ -707,6 +661,10 @@ class Exchange:
             self.leases.give_back(session)
         weigh(session)
 
+    def withdraw(self, session: Session) -> None:
+        """Of a session that is over, what is large and has not left gives way: see held.py."""
+        large.withdraw(self, session)
+
     def depart_lost(self, session: Session) -> None:
         """As `depart`, for want of the upstream."""
         self.clients_lost += session.state not in {SessionState.GONE, SessionState.PINNED}
@@ -782,7 +740,7 @@ class Exchange:
             self._leave_lease(session)
         session.name = b""
         session.locked = self._judge is not None
-        self._ride_on(session, self.lane(self.base))
+        self.ride_on(session, self.lane(self.base))
         session.become(SessionState.FLOWING)
         session.peer.write(replies.RESET)  # last, as the client may turn out to have left
 
@@ -832,7 +790,7 @@ class Exchange:
         lane = self.lane(move.identity)
         if not move.request:
             session.locked = False
-            self._ride_on(session, lane)
+            self.ride_on(session, lane)
             session.become(SessionState.FLOWING)
             session.peer.write(replies.OK)  # last, as the client may turn out to have left
             return
@@ -846,7 +804,7 @@ class Exchange:
         else:
             self.enqueue(lane, move.request, caller)
 
-    def _ride_on(self, session: Session, lane: Lane) -> None:
+    def ride_on(self, session: Session, lane: Lane) -> None:
         if session.throttled:
             self.resume(session)  # nothing is owed to one that moves
         session.lane.sessions.discard(session)
@@ -859,7 +817,7 @@ class Exchange:
             return  # it left in the meantime
         if lane is not None:
             session.locked = False
-            self._ride_on(session, lane)
+            self.ride_on(session, lane)
         session.become(SessionState.FLOWING)
         self.advance(session)
 
@@ -1014,7 +972,7 @@ class Exchange:
         """
         if self.paused:
             return
-        for lane in [*self.lanes.values(), *self.large_lanes.values()]:
+        for lane in self.shared_lanes:
             if lane.idle_for(now) >= idle:
                 self.enqueue(lane, pack([b"PING"]), _Nobody(lane))
 
@@ -1038,9 +996,9 @@ class Exchange:
         After a failover that would be the old primary, which lacks what the new one has said +OK to. So what is for
         large values sends no more, until it is dialled anew, and the leases are not lent again.
         """
-        large = self.large_lanes.get(identity)
-        if large is not None:
-            large.outdated = True
+        other = self.large_lanes.get(identity)
+        if other is not None:
+            other.outdated = True
         self.leases.renew(identity)
 
     def flush(self, now: float) -> None:
@@ -1105,12 +1063,7 @@ class Exchange:
             if lane.timing:
                 lane.time(now)
             if lane.had_large:
-                callers, lane.had_large = lane.had_large, []
-                for caller in callers:
-                    session = caller.session if isinstance(caller, Large) else caller
-                    if isinstance(session, Session):
-                        with contained(session):
-                            self._had_large(session)
+                large.have_had(self, lane)
         if lease is not None and lease.session is not None and lease.session.ended:
             self._look_at_end(lease.session)
         if lane.full:
@@ -1135,33 +1088,9 @@ class Exchange:
         """A lane could not be connected for as long as requests may wait."""
         lane.fail(why)
         if lane.large:
-            self._go_on_without(lane)
+            large.go_on_without(self, lane)
         else:
             self._answer_unsent(lane, unavailable(why))
-
-    def _go_on_without(self, large: Lane) -> None:
-        """What is large goes on beside everything else, with all its unsent requests (nothing is in flight)."""
-        home = self.lane(large.identity)
-        if large.unsent and not home.unsent:
-            self.dirty.append(home)
-        home.take_unsent(large)
-        large.full = False
-        home.waiting |= large.waiting
-        resumed: list[Session] = []
-        for session in list(large.sessions):
-            if session.lane is large:
-                session.lane = home
-            large.sessions.discard(session)
-            home.sessions.add(session)
-            with contained(session):
-                if session.throttled and session.owed <= self.limits.client // 2:
-                    self.resume(session)
-                    resumed.append(session)
-                session.rewire()
-        large.waiting.clear()
-        for session in resumed:
-            with contained(session):
-                self.advance(session)
 
     def refuse(self, lane: Lane, reply: bytes) -> None:
         """The upstream refused a lane's identity, with this reply: it goes to whoever asked to move there.
@@ -1173,9 +1102,9 @@ class Exchange:
             if lane.state is LaneState.DIALLING:
                 self.fail(lane, "refused")
             return
-        large = self.large_lanes.get(lane.identity)
-        if large is not None:
-            self._refuse(large, reply)
+        other = self.large_lanes.get(lane.identity)
+        if other is not None:
+            self._refuse(other, reply)
         self._refuse(lane, reply)
 
     def _refuse(self, lane: Lane, reply: bytes) -> None:
@@ -1232,7 +1161,7 @@ class Exchange:
         if self.paused:
             return
         self.paused = True
-        for lane in [*self.lanes.values(), *self.large_lanes.values()]:
+        for lane in self.shared_lanes:
             if lane.state is LaneState.FAILING:
                 lane.become(LaneState.DIALLING)  # its requests wait as all others do
         self.leases.call_in()
@@ -1247,13 +1176,13 @@ class Exchange:
             return
         self.paused = False
         self.now = now
-        for lane in [*self.lanes.values(), *self.large_lanes.values()]:
+        for lane in self.shared_lanes:
             lane.outdated = True
         self.leases.wait_anew(now)
 
     def unfinished(self) -> Unfinished:
         """What is still going on upstream."""
-        in_flight = sum(len(lane.in_flight) for lane in [*self.lanes.values(), *self.large_lanes.values()])
+        in_flight = sum(len(lane.in_flight) for lane in self.shared_lanes)
         in_transaction = blocked = subscribed = 0
         for lease in self.leases.of.values():
             if isinstance(lease.stream, Subscriber):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 import coalesce.core.exchange as exchange_module
+from coalesce.core import large as large_lanes
 from coalesce.core.errors import UNMARKED, UpstreamError, no_lease
 from coalesce.core.exchange import Exchange
 from coalesce.core.held import Large
@@ -974,7 +975,7 @@ class Proxy(RuleBasedStateMachine):
     @step(who=pick)
     def was_given_a_large_reply(self, who: int) -> None:
         client = self.clients[who % len(self.clients)]
-        self.exchange._had_large(client.session)
+        large_lanes.had(self.exchange, client.session)
 
     @step(which=pick)
     def replies_one_by_one(self, which: int) -> None:
