@@ -13,30 +13,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import coalesce.core.errors as replies
-from coalesce.core import large, wait
+from coalesce.core import large, leased
 from coalesce.core.client_state import Rewritten, shared_form
 from coalesce.core.commands import (
-    BLOCKING,
     RIDES,
     RIDES_FENCED,
-    TRANSACTIONAL,
     Need,
+    is_endless,
     is_fenced,
-    may_have_no_reply,
+    may_block,
     need_of,
 )
 from coalesce.core.containment import contained
 from coalesce.core.door import answer_locked, knock
 from coalesce.core.errors import ClientError, unavailable
 from coalesce.core.fence import Fence, hello, ping
-from coalesce.core.held import Large, weigh
+from coalesce.core.held import weigh
 from coalesce.core.identity import Move, move_of
 from coalesce.core.lane import LARGE, ROLE_REPLICA, UNSENT_LIMIT, Lane, LaneState, Limits, Ours
-from coalesce.core.lease import Lease, Leases, Witness
+from coalesce.core.lease import Lease, Leases
 from coalesce.core.ledger import Kind, Ledger, Outcomes
 from coalesce.core.resp import ARRAY_HEADERS, BULK_LIMIT, CRLF, LargeRequestError, RequestReader, pack, pack_tuple
 from coalesce.core.session import TAKING, Session, SessionState
-from coalesce.core.stream import Subscriber, Verdict
+from coalesce.core.stream import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,9 +49,6 @@ _EXEC = frozenset((b"EXEC", b"exec"))
 _EXEC_REQUESTS = frozenset(pack([name]) for name in _EXEC)
 # What a session needs a connection of its own for, where it has none.
 _BORROWING = frozenset((Need.BORROW, Need.TRANSACTION, Need.ASKING, Need.SUBSCRIBE, Need.WAIT, Need.PIN))
-
-# What goes down that connection afterwards, without a pause between.
-_LEASED = frozenset((Need.RIDE, Need.BORROW, Need.TRANSACTION, Need.ASKING))
 
 _HOLDING = frozenset((SessionState.SETTLING, SessionState.BORROWING, SessionState.PINNING))
 _DEFAULTS = Limits()
@@ -148,7 +144,7 @@ class Exchange:
         self.bulk_limit = BULK_LIMIT  # of the upstream
         self.apart: set[Identity] = set()  # whose replies were not one each: see fence.py
         self._clock = clock
-        self._secret = secret
+        self.secret = secret
         self._judge = judge
         self._open_lane = open_lane
         self._say_fault = say_fault
@@ -378,7 +374,7 @@ class Exchange:
             if session.lease is not None and session.lease.blocking:
                 self.depart(session)
             elif not _has_more(session):
-                self._end(session, b"")
+                self.end(session, b"")
         if session.ended and (session.lease is None or session.lease.lane is not self._handing_out):
             self._look_at_end(session)
         weigh(session)
@@ -397,7 +393,7 @@ class Exchange:
                 self._last_words(session, problem.reply)
                 return
             except LargeRequestError:
-                self._settle(session, [])  # what the reader holds starts with it
+                self.settle(session, [])  # what the reader holds starts with it
                 return
             if arguments is None:
                 return
@@ -422,7 +418,7 @@ class Exchange:
                 arguments = reader.next_request(authenticated=False)
             except ClientError as problem:
                 self.protocol_errors += 1
-                self._end(session, b"".join(said) + problem.reply)
+                self.end(session, b"".join(said) + problem.reply)
                 return False
             except LargeRequestError:
                 reader.skip()
@@ -434,7 +430,7 @@ class Exchange:
             if isinstance(answer, bytes):
                 said.append(answer)
             if is_quit or answer is None:
-                self._end(session, b"".join(said))
+                self.end(session, b"".join(said))
                 return False
         if said:
             session.peer.write(b"".join(said))
@@ -444,7 +440,7 @@ class Exchange:
         self._set_out(session, answer)
         return True
 
-    def _need_of(self, session: Session, arguments: list[bytes]) -> Need:
+    def need_of(self, session: Session, arguments: list[bytes]) -> Need:
         """As `need_of`; but who has broken a fence takes a connection of its own for what needs one."""
         need = need_of(arguments)
         if need is Need.RIDE and session.lane.identity in self.apart and is_fenced(arguments):
@@ -452,16 +448,16 @@ class Exchange:
         return need
 
     def _dispatch(self, session: Session, arguments: list[bytes]) -> None:
-        need = self._need_of(session, arguments)
+        need = self.need_of(session, arguments)
         lease = session.lease
-        if lease is not None and lease.home != lease.lane.identity:
-            self._settle(session, arguments)  # it is lent for one request, and in another database
+        if lease is not None and not lease.is_at_home:
+            self.settle(session, arguments)  # it is lent for one request, and in another database
             return
-        if lease is not None and self.paused and session.owed and lease.stream is None and need in _LEASED:
-            self._settle(session, arguments)  # who sends on and on might never give it back
+        if lease is not None and self.paused and session.owed and lease.stream is None and need in leased.GOES_ON:
+            self.settle(session, arguments)  # who sends on and on might never give it back
             return
         if lease is not None:
-            self._dispatch_leased(session, lease, arguments, need)
+            leased.dispatch(self, session, lease, arguments, need)
             return
         match need:
             case Need.RIDE:
@@ -473,11 +469,11 @@ class Exchange:
                 else:
                     self.enqueue(session.lane, pack(form.arguments), Rewritten(session, form.rewrite))
             case Need.QUIT:
-                self._end(session, replies.OK)
+                self.end(session, replies.OK)
             case Need.CLOSE if session.lane.authenticated:
-                self._end(session, b"")
+                self.end(session, b"")
             case _:  # (before AUTH, versions differ in what they say to RESET and POST: each says it itself)
-                self._settle(session, arguments)
+                self.settle(session, arguments)
 
     def _dispatch_riding(self, session: Session, arguments: list[bytes]) -> None:
         size = sum(map(len, arguments))
@@ -486,38 +482,10 @@ class Exchange:
         elif size < LARGE or large.ride(self, session):
             large.enqueue(self, session, pack(arguments))
         else:
-            self._settle(session, arguments)
+            self.settle(session, arguments)
             return
         if is_fenced(arguments) and session.lane.authenticated:
             self.fence(session.lane)
-
-    def _dispatch_leased(self, session: Session, lease: Lease, arguments: list[bytes], need: Need) -> None:
-        name = arguments[0].upper()
-        blocks = _blocks(arguments)
-        size = sum(map(len, arguments))
-        if lease.stream is not None:
-            # (When a large one has left is not known here; a pin has backpressure.)
-            if need in {Need.RIDE, Need.BORROW, Need.SUBSCRIBE} and not blocks and size < LARGE:
-                self.send(lease.lane, pack(arguments))
-            else:
-                self._settle(session, arguments)
-        elif need in _LEASED:
-            lease.asking = need is Need.ASKING
-            lease.unproven |= is_fenced(arguments)
-            caller: Caller = session
-            if blocks or name in TRANSACTIONAL:
-                caller = Witness(session, lease, name, size if size >= LARGE else 0)
-            elif size >= LARGE:
-                caller = Large(session, lease, size)
-            self.enqueue(lease.lane, pack(arguments), caller)
-        elif need is Need.WAIT and not session.owed and not lease.in_transaction:
-            lease.asking = False
-            for request, caller in wait.requests(session, lease, arguments):
-                self.enqueue(lease.lane, request, caller)
-        elif need is Need.QUIT and not lease.blocking:
-            self._end(session, replies.OK)
-        else:
-            self._settle(session, arguments)
 
     def enqueue(self, lane: Lane, request: bytes, caller: Caller) -> None:
         """The request leaves with the next flush (I2)."""
@@ -528,7 +496,7 @@ class Exchange:
 
     def fence(self, lane: Lane, passed: Callable[[], None] | None = None) -> None:
         """Asks for proof that what is before has one reply each: see fence.py."""
-        secret = self._secret()
+        secret = self.secret()
         request, answer = hello(secret, lane.identity.protocol) if lane.exclusive else ping(secret)
         self.enqueue(lane, request, Fence(lane, answer, lambda: self.apart.add(lane.identity), passed))
 
@@ -569,7 +537,7 @@ class Exchange:
                 large.change_lane(self, session)
             elif session.state in {SessionState.LEASED, SessionState.PINNING}:
                 if session.lease is not None and session.lease.clean:
-                    self._flow_again(session)
+                    leased.flow_again(self, session)
                     goes_on = True
             elif session.state is SessionState.SETTLING:
                 self._settled(session)
@@ -608,7 +576,7 @@ class Exchange:
 
         That will be received in its time. But what blocks is given up: or an element might be popped for nobody.
         """
-        if (session.lease is not None and session.lease.blocking) or _blocks(session.waiting):
+        if (session.lease is not None and session.lease.blocking) or may_block(session.waiting):
             self.depart(session)
 
     def _look_at_end(self, session: Session) -> None:
@@ -616,28 +584,28 @@ class Exchange:
         lease = session.lease
         stream = lease.stream if lease is not None else None
         if session.state is SessionState.LEASED and isinstance(stream, Subscriber) and stream.waits:
-            self._settle(session, None)  # a reply to a request of ours is still to come
+            self.settle(session, None)  # a reply to a request of ours is still to come
         elif session.state in {SessionState.LEASED, SessionState.PINNING} and stream is not None:
-            self._pin(session, None)  # the upstream is told that it ends, and decides
+            leased.pin(self, session, None)  # the upstream is told that it ends, and decides
         elif session.state in {SessionState.LEASED, SessionState.SETTLING} and lease is not None and lease.blocking:
             # The same: what can be answered at once is, and the rest is given up, or an element would be popped for
             # nobody. A WAIT that has not been answered with the requests of ours before it can't be answered at once.
             if not lease.waits:
-                self._pin(session, session.waiting)
+                leased.pin(self, session, session.waiting)
             elif not lease.marks:
                 self.depart(session)
         elif session.state in TAKING and not _has_more(session):
-            self._end(session, b"")
+            self.end(session, b"")
 
     def _last_words(self, session: Session, reply: bytes) -> None:
         """As `_end`; behind what may take for ever the upstream reads the same, and says it itself."""
         lease = session.lease
         if lease is not None and (lease.stream is not None or lease.blocking):
-            self._settle(session, [])
+            self.settle(session, [])
         else:
-            self._end(session, reply)
+            self.end(session, reply)
 
-    def _end(self, session: Session, last_words: bytes) -> None:
+    def end(self, session: Session, last_words: bytes) -> None:
         session.last_words = last_words
         session.become(SessionState.ENDING)
         if not session.owed:
@@ -656,7 +624,7 @@ class Exchange:
         session.become(SessionState.GONE)
         session.reader = session.waiting = None
         session.peer.close()
-        self._leave_home(session)
+        self.leave_home(session)
         if session.lease is not None:
             self.leases.give_back(session)
         weigh(session)
@@ -676,7 +644,7 @@ class Exchange:
             session.lease.in_doubt = session.lease.lane.link is not None
         self.depart(session)
 
-    def _leave_home(self, session: Session) -> None:
+    def leave_home(self, session: Session) -> None:
         """Its home, the lane that it rides, or rode before it was lent another, counts it no longer."""
         identity = session.lane.identity if session.lease is None else session.lease.home
         for lanes in (self.lanes, self.large_lanes):
@@ -686,7 +654,7 @@ class Exchange:
 
     # --- a session moves: to another lane, or to a connection of its own ---
 
-    def _settle(self, session: Session, arguments: list[bytes] | None) -> None:
+    def settle(self, session: Session, arguments: list[bytes] | None) -> None:
         """The request waits until nothing is owed (I6): a session has unanswered requests on one connection only.
 
         An empty one: what the reader holds, which no shared connection may see. None: there is no request, only the
@@ -706,25 +674,25 @@ class Exchange:
         if lease is not None and arguments is None and not lease.clean:
             session.become(SessionState.LEASED)
             return
-        need = self._need_of(session, arguments) if arguments else Need.PIN
+        need = self.need_of(session, arguments) if arguments else Need.PIN
         if lease is not None and lease.clean:
-            self._flow_again(session)
+            leased.flow_again(self, session)
             if arguments:
                 self._dispatch(session, arguments)
             elif arguments is not None:
-                self._settle(session, arguments)
+                self.settle(session, arguments)
         elif need is Need.RESET and len(arguments or ()) == 1 and self._may_reset(session):
             self._reset(session)
         elif lease is not None and need is Need.WAIT and lease.stream is None and not lease.in_transaction:
             session.become(SessionState.LEASED)
-            self._dispatch_leased(session, lease, arguments or [], need)
-        elif lease is not None and need in _LEASED and lease.stream is None and lease.home == lease.lane.identity:
+            leased.dispatch(self, session, lease, arguments or [], need)
+        elif lease is not None and need in leased.GOES_ON and lease.stream is None and lease.is_at_home:
             session.become(SessionState.LEASED)  # it waited for a pause's sake
-            self._dispatch_leased(session, lease, arguments or [], need)
+            leased.dispatch(self, session, lease, arguments or [], need)
         elif lease is not None:
-            self._pin(session, arguments)  # in a transaction: what it means is only known when that has ended
+            leased.pin(self, session, arguments)  # in a transaction: what it means is only known when that has ended
         elif need in _BORROWING:
-            self._borrow(session, arguments or [])
+            leased.borrow(self, session, arguments or [])
         elif need is Need.RIDE:  # a large one
             session.become(SessionState.FLOWING)
             self._dispatch(session, arguments or [])
@@ -737,7 +705,7 @@ class Exchange:
 
     def _reset(self, session: Session) -> None:
         if session.lease is not None:
-            self._leave_lease(session)
+            leased.give_back(self, session)
         session.name = b""
         session.locked = self._judge is not None
         self.ride_on(session, self.lane(self.base))
@@ -761,7 +729,7 @@ class Exchange:
         if one_too_many:
             self.say_limit(session, f"takes a connection of its own: {_LANES_IN_USE % self.limits.lanes}")
         if move is None or one_too_many:
-            self._borrow(session, arguments)
+            leased.borrow(self, session, arguments)
         else:
             self._set_out(session, move)
 
@@ -823,89 +791,18 @@ class Exchange:
 
     # --- connections of their own ---
 
-    def _borrow(self, session: Session, arguments: list[bytes]) -> None:
-        if self.draining and _is_endless(arguments):
-            self.depart(session)
-        else:
-            self.leases.borrow(session, arguments)
-
     def lent(self, session: Session, lease: Lease, arguments: list[bytes]) -> None:
         """A session has got a lease, connected and under its name; nothing is owed on it. Sends what it was for."""
-        if session.throttled:
-            self.resume(session)  # nothing is owed to it
-        session.lane = lease.lane  # (its home lane still counts it)
-        session.become(SessionState.LEASED)
-        need = self._need_of(session, arguments) if arguments else None
-        if need in {Need.SUBSCRIBE, Need.PIN, Need.IDENTITY}:
-            lease.held = sum(map(len, arguments))
-        if need is Need.IDENTITY and (arguments[0].upper() != b"HELLO" or len(arguments) == 2):
-            need = Need.PIN  # refused, these change nothing; HELLO with options may have done half of them
-        match need:
-            case Need.SUBSCRIBE:
-                lease.stream = Subscriber(self, session, self._secret)
-                lease.stream.open(pack(arguments))
-            case Need.PIN if not may_have_no_reply(arguments) and not self.draining:
-                lease.stream = Verdict(self, session)
-                session.owed += 1
-                session.become(SessionState.PINNING)
-                self.send(lease.lane, pack(arguments))
-            case Need.BORROW | Need.TRANSACTION | Need.ASKING | Need.WAIT:
-                self._dispatch_leased(session, lease, arguments, need)
-            case _:
-                self._pin(session, arguments)
-                return
-        self.advance(session)  # what it sent behind may have been read already
+        leased.lent(self, session, lease, arguments)
+
+    def accepted(self, session: Session) -> None:
+        """The upstream took the request that pins, or one whose end can't be told."""
+        leased.accepted(self, session)
 
     def unsubscribed(self, session: Session) -> None:
         """A subscriber is subscribed to nothing, as far as can be seen: is its lease needed any longer?"""
         if session.state is SessionState.LEASED:
-            self._settle(session, None)
-
-    def accepted(self, session: Session) -> None:
-        """The upstream took the request that pins, or one whose end can't be told."""
-        if session.state is not SessionState.GONE:
-            arguments, session.waiting = session.waiting, None
-            self._pin(session, arguments)
-
-    def _pin(self, session: Session, arguments: list[bytes] | None) -> None:
-        """The session's lease is its own for good, and the client leaves the core with it."""
-        lease = session.lease
-        assert lease is not None
-        lane = lease.lane
-        rest = lease.stream.rest() if lease.stream is not None else lane.hand_over()
-        if rest:
-            session.peer.write(rest)
-            if session.lease is None:
-                return  # the client turned out to have left
-        session.lease = session.waiting = None
-        reader, session.reader = session.reader, None
-        unsent = b"".join(lane.unsent)
-        lane.drop_unsent()
-        pending = unsent + (pack(arguments) if arguments else b"") + (reader.pending if reader else b"")
-        self.leases.pin(lease)
-        lane.become(LaneState.CLOSED)
-        self._count_out(lane)
-        lane.waiting.discard(session)
-        self._leave_home(session)
-        session.become(SessionState.PINNED)
-        weigh(session)
-        session.peer.pin(lane, pending)
-
-    def _flow_again(self, session: Session) -> None:
-        """The session gives its lease back, and flows on the lane of its identity."""
-        self._leave_lease(session)
-        session.become(SessionState.FLOWING)
-
-    def _leave_lease(self, session: Session) -> None:
-        if session.throttled:
-            self.resume(session)
-        self._leave_home(session)
-        session.large = False
-        assert session.lease is not None
-        home = self.lane(session.lease.home)
-        self.leases.give_back(session)
-        session.lane = home
-        home.sessions.add(session)
+            self.settle(session, None)
 
     def lease_failed(self, lane: Lane, reply: bytes) -> None:
         """A leased connection could not be dialled; the reply is for whoever needed it."""
@@ -916,7 +813,7 @@ class Exchange:
         if not self.leases.is_idle(lane):
             return False
         lane.become(LaneState.CLOSED)
-        self._count_out(lane)
+        self.count_out(lane)
         return True
 
     def expire(self, now: float, patience: float) -> None:
@@ -1077,7 +974,7 @@ class Exchange:
         lane.lose()
         if lane.exclusive:
             lane.become(LaneState.CLOSED)
-            self._count_out(lane)
+            self.count_out(lane)
             self.leases.lost(lane)
         else:
             if proven:
@@ -1125,12 +1022,12 @@ class Exchange:
 
     def _forget(self, lane: Lane) -> None:
         del (self.large_lanes if lane.large else self.lanes)[lane.identity]
-        self._count_out(lane)
+        self.count_out(lane)
         if not lane.large:
             self.apart.discard(lane.identity)  # nobody has it any more
             self.leases.renew(lane.identity)  # the next lane may lead elsewhere
 
-    def _count_out(self, lane: Lane) -> None:
+    def count_out(self, lane: Lane) -> None:
         self._retired[lane.exclusive] = self._retired[lane.exclusive].and_(lane)
 
     def _answer_unsent(self, lane: Lane, reply: bytes) -> None:
@@ -1206,13 +1103,13 @@ class Exchange:
 
     def _drain_session(self, session: Session) -> None:
         lease = session.lease
-        waits_for_ever = session.state is SessionState.BORROWING and _is_endless(session.waiting)
+        waits_for_ever = session.state is SessionState.BORROWING and is_endless(session.waiting)
         if waits_for_ever or (lease is not None and (lease.blocking or isinstance(lease.stream, Subscriber))):
             self.depart(session)
         elif session.state is SessionState.PINNING:
-            self._pin(session, None)  # the upstream is told that no more comes, and decides
+            leased.pin(self, session, None)  # the upstream is told that no more comes, and decides
         elif session.state in TAKING and not _has_more(session):
-            self._end(session, b"")
+            self.end(session, b"")
 
 
 def _has_more(session: Session) -> bool:
@@ -1223,19 +1120,6 @@ def _has_more(session: Session) -> bool:
 def _holds_enough(session: Session) -> bool:
     """Whether no more is kept for it until what it waits for has come."""
     return session.state in _HOLDING and session.reader is not None and session.reader.held > HELD_LIMIT
-
-
-def _blocks(arguments: list[bytes] | None) -> bool:
-    if not arguments:
-        return False
-    return arguments[0].upper() in BLOCKING and need_of(arguments) is not Need.RIDE
-
-
-def _is_endless(arguments: list[bytes] | None) -> bool:
-    """Whether a drain can't wait for what a request asks for."""
-    if not arguments:
-        return False
-    return _blocks(arguments) or need_of(arguments) in {Need.SUBSCRIBE, Need.WAIT}
 
 
 class _Nobody(Ours):

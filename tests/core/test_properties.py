@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 import coalesce.core.exchange as exchange_module
 from coalesce.core import large as large_lanes
+from coalesce.core import leased
 from coalesce.core.errors import UNMARKED, UpstreamError, no_lease
 from coalesce.core.exchange import Exchange
 from coalesce.core.held import Large
@@ -54,6 +55,7 @@ def small_limits() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exchange_module, "HELD_LIMIT", HELD_LIMIT)
         patch.setattr(exchange_module, "LARGE", LARGE)
+        patch.setattr(leased, "LARGE", LARGE)
         yield
 
 
