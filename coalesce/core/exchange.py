@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import coalesce.core.errors as replies
-from coalesce.core import large, leased
+from coalesce.core import large, leased, moves
 from coalesce.core.client_state import Rewritten, shared_form
 from coalesce.core.commands import (
     RIDES,
@@ -25,11 +25,9 @@ from coalesce.core.commands import (
     need_of,
 )
 from coalesce.core.containment import contained
-from coalesce.core.door import answer_locked, knock
 from coalesce.core.errors import ClientError, unavailable
 from coalesce.core.fence import Fence, hello, ping
 from coalesce.core.held import weigh
-from coalesce.core.identity import Move, move_of
 from coalesce.core.lane import LARGE, ROLE_REPLICA, UNSENT_LIMIT, Lane, LaneState, Limits, Ours
 from coalesce.core.lease import Lease, Leases
 from coalesce.core.ledger import Kind, Ledger, Outcomes
@@ -56,13 +54,11 @@ _DEFAULTS = Limits()
 HELD_LIMIT = 1024 * 1024
 # Seconds between two questions whether the upstream of a lane is still the primary, where no connection is dialled.
 _ASK_EVERY = 1.0
-# Bytes of requests that name a client, or say who it is. What is longer goes to a connection of its own: in here it
-# would be kept for as long as the client, or the lane, and count as nobody's. (A token of a cloud's has up to 4 KB.)
+# Bytes of requests that name a client. What is longer goes to a connection of its own: in here it would be kept for as
+# long as the client, and count as nobody's.
 _LONG_NAME = 1024
-_LONG_CREDENTIALS = 16 * 1024
 # Bytes from which on a request counts as its session's own where the lane is full: thousands may each say one more.
 _COUNTED = 16 * 1024
-_LANES_IN_USE = "%d users, databases and protocol versions are in use (--max-lanes)"
 
 
 class Totals(NamedTuple):
@@ -145,7 +141,7 @@ class Exchange:
         self.apart: set[Identity] = set()  # whose replies were not one each: see fence.py
         self._clock = clock
         self.secret = secret
-        self._judge = judge
+        self.judge = judge
         self._open_lane = open_lane
         self._say_fault = say_fault
         self.say_limit = say_limit
@@ -227,7 +223,7 @@ class Exchange:
     def connect(self, peer: Peer) -> Session:
         """A new session, with the identity of a fresh connection."""
         lane = self.lane(self.base)
-        session = Session(self, lane, peer, locked=self._judge is not None)
+        session = Session(self, lane, peer, locked=self.judge is not None)
         lane.sessions.add(session)
         if lane.full and not session.locked and self._overflows(lane):
             self._throttle(session)
@@ -383,7 +379,7 @@ class Exchange:
         taken = 0
         while session.state in TAKING and not session.throttled and taken != most:
             if session.locked:
-                if not self._take_locked(session, reader):
+                if not moves.take_locked(self, session, reader):
                     return
                 continue
             try:
@@ -403,42 +399,6 @@ class Exchange:
                 session.lane.full = True
             if session.lane.full or session.owed >= self.limits.client:
                 self._throttle(session)
-
-    def _take_locked(self, session: Session, reader: RequestReader) -> bool:
-        """Takes requests of a locked session, up to the one that changes its state. False when more bytes are needed.
-
-        What is said to them is said in one go: nobody could take a write for each of thousands in a chunk.
-        """
-        assert self._judge is not None
-        assert not session.owed
-        said: list[bytes] = []
-        answer: Move | bytes | None = None
-        while not isinstance(answer, Move):
-            try:
-                arguments = reader.next_request(authenticated=False)
-            except ClientError as problem:
-                self.protocol_errors += 1
-                self.end(session, b"".join(said) + problem.reply)
-                return False
-            except LargeRequestError:
-                reader.skip()
-                arguments = [b""]  # Redis takes it, and says no to it
-            if arguments is None:
-                break
-            is_quit = need_of(arguments) is Need.QUIT
-            answer = replies.OK if is_quit else answer_locked(session.lane.identity, arguments, self._judge)
-            if isinstance(answer, bytes):
-                said.append(answer)
-            if is_quit or answer is None:
-                self.end(session, b"".join(said))
-                return False
-        if said:
-            session.peer.write(b"".join(said))
-        if not isinstance(answer, Move) or session.state is not SessionState.FLOWING:
-            return False
-        session.become(SessionState.SETTLING)
-        self._set_out(session, answer)
-        return True
 
     def need_of(self, session: Session, arguments: list[bytes]) -> Need:
         """As `need_of`; but who has broken a fence takes a connection of its own for what needs one."""
@@ -493,6 +453,13 @@ class Exchange:
             self.dirty.append(lane)
             lane.unsent_since = self._clock()
         lane.enqueue(request, caller)
+
+    def enqueue_first(self, lane: Lane, request: bytes, caller: Caller) -> None:
+        """The same for a request that has to begin a batch: see `Lane.enqueue_first`."""
+        if not lane.has_unsent:
+            self.dirty.append(lane)
+            lane.unsent_since = self._clock()
+        lane.enqueue_first(request, caller)
 
     def fence(self, lane: Lane, passed: Callable[[], None] | None = None) -> None:
         """Asks for proof that what is before has one reply each: see fence.py."""
@@ -681,8 +648,8 @@ class Exchange:
                 self._dispatch(session, arguments)
             elif arguments is not None:
                 self.settle(session, arguments)
-        elif need is Need.RESET and len(arguments or ()) == 1 and self._may_reset(session):
-            self._reset(session)
+        elif need is Need.RESET and len(arguments or ()) == 1 and moves.may_reset(self, session):
+            moves.reset(self, session)
         elif lease is not None and need is Need.WAIT and lease.stream is None and not lease.in_transaction:
             session.become(SessionState.LEASED)
             leased.dispatch(self, session, lease, arguments or [], need)
@@ -697,80 +664,7 @@ class Exchange:
             session.become(SessionState.FLOWING)
             self._dispatch(session, arguments or [])
         else:
-            self._move(session, arguments or [], need)
-
-    def _may_reset(self, session: Session) -> bool:
-        """(To those whom it has not let in, the upstream says itself what RESET does.)"""
-        return session.lane.authenticated or self._judge is not None
-
-    def _reset(self, session: Session) -> None:
-        if session.lease is not None:
-            leased.give_back(self, session)
-        session.name = b""
-        session.locked = self._judge is not None
-        self.ride_on(session, self.lane(self.base))
-        session.become(SessionState.FLOWING)
-        session.peer.write(replies.RESET)  # last, as the client may turn out to have left
-
-    def _move(self, session: Session, arguments: list[bytes], need: Need) -> None:
-        move = None
-        if need is Need.IDENTITY and sum(map(len, arguments)) < _LONG_CREDENTIALS:
-            if self._judge is not None and arguments[0].upper() != b"SELECT":
-                answer = knock(session.lane.identity, False, arguments, self._judge)
-                if isinstance(answer, bytes):
-                    session.become(SessionState.FLOWING)
-                    session.peer.write(answer)
-                    return
-                if answer is not None:
-                    self._set_out(session, answer)
-                    return
-            move = move_of(session.lane.identity, session.lane.authenticated, arguments)
-        one_too_many = move is not None and self._is_one_too_many(move.identity)
-        if one_too_many:
-            self.say_limit(session, f"takes a connection of its own: {_LANES_IN_USE % self.limits.lanes}")
-        if move is None or one_too_many:
-            leased.borrow(self, session, arguments)
-        else:
-            self._set_out(session, move)
-
-    def _is_one_too_many(self, identity: Identity) -> bool:
-        """The upstream has other clients too."""
-        return identity not in self.lanes and self._lanes_that_count >= self.limits.lanes
-
-    @property
-    def _lanes_that_count(self) -> int:
-        """Where strangers get a lane for each password that they guess, only those that have once been connected."""
-        if self._judge is None:
-            return len(self.lanes)
-        return sum(lane.connections > 0 for lane in self.lanes.values())
-
-    def _set_out(self, session: Session, move: Move) -> None:
-        """A session to which nothing is owed moves, if the upstream says yes."""
-        if move.identity.password is not None and self._is_one_too_many(move.identity):
-            # Through the door nobody gets a connection of his own: until the upstream has said yes, it would be ours.
-            self.say_limit(session, f"is refused: {_LANES_IN_USE % self.limits.lanes}")
-            session.become(SessionState.FLOWING)
-            self.ledgers[Kind.SHARED].refused += 1
-            session.peer.write(replies.no_lane(self.limits.lanes))
-            if not session.locked:
-                self.depart(session)  # what is behind it would run as somebody else
-            return
-        lane = self.lane(move.identity)
-        if not move.request:
-            session.locked = False
-            self.ride_on(session, lane)
-            session.become(SessionState.FLOWING)
-            session.peer.write(replies.OK)  # last, as the client may turn out to have left
-            return
-        session.become(SessionState.MOVING)
-        caller = Moving(self, session, lane, move.name)
-        if move.authenticates:
-            if not lane.has_unsent:
-                self.dirty.append(lane)
-                lane.unsent_since = self._clock()
-            lane.enqueue_first(move.request, caller)
-        else:
-            self.enqueue(lane, move.request, caller)
+            moves.begin(self, session, arguments or [], need)
 
     def ride_on(self, session: Session, lane: Lane) -> None:
         if session.throttled:
@@ -778,16 +672,6 @@ class Exchange:
         session.lane.sessions.discard(session)
         session.lane = lane
         lane.sessions.add(session)
-
-    def moved(self, session: Session, lane: Lane | None) -> None:
-        """The upstream has answered the request that a MOVING session waits for; `lane` when it said yes."""
-        if session.state is not SessionState.MOVING:
-            return  # it left in the meantime
-        if lane is not None:
-            session.locked = False
-            self.ride_on(session, lane)
-        session.become(SessionState.FLOWING)
-        self.advance(session)
 
     # --- connections of their own ---
 
@@ -839,12 +723,10 @@ class Exchange:
                 session.rewire()
 
     def _first_connected(self, lane: Lane) -> None:
-        if self._judge and lane.identity.password is not None and self._lanes_that_count > self.limits.lanes:
-            for session in [caller.session for _, caller in lane.first if isinstance(caller, Moving)]:
-                self.say_limit(session, f"is refused: {_LANES_IN_USE % self.limits.lanes}")
-            self._refuse(lane, replies.no_lane(self.limits.lanes))
-        else:
+        if moves.may_stay(self, lane):
             self.leases.renew(lane.identity, dialled=False)  # an older connection may lead elsewhere
+        else:
+            self._refuse(lane, replies.no_lane(self.limits.lanes))
 
     def ask_role(self, identity: Identity, *, at_once: bool) -> None:
         """A session is about to use another connection of this identity; `at_once`: one that is dialled now.
@@ -1153,51 +1035,3 @@ class _Role(Ours):
 
     def lost(self) -> None:
         self.lane.asked = False
-
-
-class Moving:
-    """A place in the FIFO of a new lane, for the request that asks to move there."""
-
-    __slots__ = ("_exchange", "_is_ours", "_lane", "_name", "_said_yes", "owed", "session")
-
-    def __init__(self, exchange: Exchange, session: Session, lane: Lane, name: bytes | None) -> None:
-        self._exchange = exchange
-        self.session = session
-        self._lane = lane
-        self._name = name
-        self._said_yes = False
-        self._is_ours = False
-        self.owed = 0
-        session.owed += 1
-
-    def write(self, data: bytes) -> None:
-        self._said_yes = not data.startswith(b"-")
-        self._is_ours = data.startswith(replies.OURS)
-        session = self.session
-        session.owed -= not self.owed
-        session.write(data)
-        self._look()
-
-    def write_more(self, data: bytes) -> None:
-        session = self.session
-        session.owed -= not self.owed
-        session.write_more(data)
-        self._look()
-
-    def _look(self) -> None:
-        if self.owed:
-            return
-        session = self.session
-        if self._is_ours:
-            # The upstream has not been asked. What is behind it would run in another database, or as somebody else.
-            self._exchange.depart_lost(session)
-            return
-        if self._said_yes and self._name is not None:
-            session.name = self._name
-        self._exchange.moved(session, self._lane if self._said_yes else None)
-
-    def lost(self) -> None:
-        self.session.lost()
-
-    def fail(self, fault: Exception) -> None:
-        self.session.fail(fault)
