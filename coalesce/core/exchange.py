@@ -13,15 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import coalesce.core.errors as replies
-from coalesce.core import large, leased, moves
+from coalesce.core import ends, large, leased, moves
 from coalesce.core.client_state import Rewritten, shared_form
 from coalesce.core.commands import (
     RIDES,
     RIDES_FENCED,
     Need,
-    is_endless,
     is_fenced,
-    may_block,
     need_of,
 )
 from coalesce.core.containment import contained
@@ -366,13 +364,10 @@ class Exchange:
             session.reader = None
         if session.state is SessionState.FLOWING:
             session.rewire()
-        if self.draining and session.state in TAKING:
-            if session.lease is not None and session.lease.blocking:
-                self.depart(session)
-            elif not _has_more(session):
-                self.end(session, b"")
+        if self.draining:
+            ends.go_on_draining(self, session)
         if session.ended and (session.lease is None or session.lease.lane is not self._handing_out):
-            self._look_at_end(session)
+            ends.look_at_end(self, session)
         weigh(session)
 
     def _take_requests(self, session: Session, reader: RequestReader, most: int | None) -> None:
@@ -386,7 +381,7 @@ class Exchange:
                 arguments = reader.next_request(session.lane.authenticated)
             except ClientError as problem:
                 self.protocol_errors += 1
-                self._last_words(session, problem.reply)
+                ends.last_words(self, session, problem.reply)
                 return
             except LargeRequestError:
                 self.settle(session, [])  # what the reader holds starts with it
@@ -533,46 +528,21 @@ class Exchange:
 
         It gets what it is owed, then the connection closes.
         """
-        if session.reading:  # otherwise the end will still be there when it is read from
-            session.ended = True
-            session.rewire()
-            self._look_at_end(session)
+        ends.end_of_input(self, session)
 
     def end_in_sight(self, session: Session) -> None:
         """The client sends no more, and more of what it sent than we keep has not been received yet.
 
         That will be received in its time. But what blocks is given up: or an element might be popped for nobody.
         """
-        if (session.lease is not None and session.lease.blocking) or may_block(session.waiting):
-            self.depart(session)
+        ends.end_in_sight(self, session)
 
-    def _look_at_end(self, session: Session) -> None:
-        """What becomes of a session whose client sends no more, once nothing of what it sent is left."""
-        lease = session.lease
-        stream = lease.stream if lease is not None else None
-        if session.state is SessionState.LEASED and isinstance(stream, Subscriber) and stream.waits:
-            self.settle(session, None)  # a reply to a request of ours is still to come
-        elif session.state in {SessionState.LEASED, SessionState.PINNING} and stream is not None:
-            leased.pin(self, session, None)  # the upstream is told that it ends, and decides
-        elif session.state in {SessionState.LEASED, SessionState.SETTLING} and lease is not None and lease.blocking:
-            # The same: what can be answered at once is, and the rest is given up, or an element would be popped for
-            # nobody. A WAIT that has not been answered with the requests of ours before it can't be answered at once.
-            if not lease.waits:
-                leased.pin(self, session, session.waiting)
-            elif not lease.marks:
-                self.depart(session)
-        elif session.state in TAKING and not _has_more(session):
-            self.end(session, b"")
-
-    def _last_words(self, session: Session, reply: bytes) -> None:
-        """As `_end`; behind what may take for ever the upstream reads the same, and says it itself."""
-        lease = session.lease
-        if lease is not None and (lease.stream is not None or lease.blocking):
-            self.settle(session, [])
-        else:
-            self.end(session, reply)
+    def drain(self) -> None:
+        """Every session ends as soon as it is owed nothing; what may go on for ever is ended."""
+        ends.drain(self)
 
     def end(self, session: Session, last_words: bytes) -> None:
+        """The session is over as soon as nothing is owed to it. (Empty: without a word.)"""
         session.last_words = last_words
         session.become(SessionState.ENDING)
         if not session.owed:
@@ -844,7 +814,7 @@ class Exchange:
             if lane.had_large:
                 large.have_had(self, lane)
         if lease is not None and lease.session is not None and lease.session.ended:
-            self._look_at_end(lease.session)
+            ends.look_at_end(self, lease.session)
         if lane.full:
             self._relieve(lane)
 
@@ -975,28 +945,6 @@ class Exchange:
             else:
                 in_flight += len(lease.lane.in_flight) + len(lease.lane.callers)
         return Unfinished(in_flight, in_transaction, blocked, subscribed, self.leases.pinned)
-
-    def drain(self) -> None:
-        """Every session ends as soon as it is owed nothing; what may go on for ever is ended."""
-        self.draining = True
-        for session in self.sessions:
-            with contained(session):
-                self._drain_session(session)
-
-    def _drain_session(self, session: Session) -> None:
-        lease = session.lease
-        waits_for_ever = session.state is SessionState.BORROWING and is_endless(session.waiting)
-        if waits_for_ever or (lease is not None and (lease.blocking or isinstance(lease.stream, Subscriber))):
-            self.depart(session)
-        elif session.state is SessionState.PINNING:
-            leased.pin(self, session, None)  # the upstream is told that no more comes, and decides
-        elif session.state in TAKING and not _has_more(session):
-            self.end(session, b"")
-
-
-def _has_more(session: Session) -> bool:
-    """Whether some of what it sent may be requests that are still to be taken, once it is resumed."""
-    return session.throttled and session.reader is not None
 
 
 def _holds_enough(session: Session) -> bool:
