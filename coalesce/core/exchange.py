@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import coalesce.core.errors as replies
-from coalesce.core import ends, large, leased, moves
+from coalesce.core import ends, large, leased, moves, pause
 from coalesce.core.client_state import Rewritten, shared_form
 from coalesce.core.commands import (
     RIDES,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from coalesce.core.identity import Identity
     from coalesce.core.lane import Caller, Link
+    from coalesce.core.pause import Unfinished
     from coalesce.core.session import Peer
 
 _MULTI = frozenset((b"MULTI", b"multi"))
@@ -77,21 +78,6 @@ class Totals(NamedTuple):
             max(self.largest, lane.largest),
             self.own + lane.own,
         )
-
-
-class Unfinished(NamedTuple):
-    """What was begun before a pause, and has not ended."""
-
-    in_flight: int = 0  # requests; of what blocks or is subscribed, none
-    in_transaction: int = 0  # sessions; those that watch keys, too
-    blocked: int = 0
-    subscribed: int = 0
-    pinned: int = 0
-
-    @property
-    def ends(self) -> bool:
-        """Whether there is something that ends by itself, or when its client has said the rest."""
-        return bool(self.in_flight or self.in_transaction)
 
 
 def _raise(lane: Lane, fault: Exception) -> None:
@@ -899,7 +885,7 @@ class Exchange:
                     self.resume(session)
                     self.advance(session)
 
-    # --- pause ---
+    # --- pause: see pause.py ---
 
     def pause(self) -> None:
         """Holds what has not left, until `go_on`. What has is answered.
@@ -907,13 +893,7 @@ class Exchange:
         Requests wait for as long as it takes, in their order, and within the limits there are. No connection is lent.
         A session that was lent one keeps it until its transaction is over, or what blocks is answered.
         """
-        if self.paused:
-            return
-        self.paused = True
-        for lane in self.shared_lanes:
-            if lane.state is LaneState.FAILING:
-                lane.become(LaneState.DIALLING)  # its requests wait as all others do
-        self.leases.call_in()
+        pause.pause(self)
 
     def go_on(self, now: float) -> None:
         """Everything goes on, on new connections: the old ones may lead to an upstream that has been replaced.
@@ -921,30 +901,11 @@ class Exchange:
         No shared lane sends before it is connected anew. To be called at a time when whoever keeps the lanes hears of
         it: those that are `outdated` are to be `replaced` as soon as nothing is in flight on them.
         """
-        if not self.paused:
-            return
-        self.paused = False
-        self.now = now
-        for lane in self.shared_lanes:
-            lane.outdated = True
-        self.leases.wait_anew(now)
+        pause.go_on(self, now)
 
     def unfinished(self) -> Unfinished:
         """What is still going on upstream."""
-        in_flight = sum(len(lane.in_flight) for lane in self.shared_lanes)
-        in_transaction = blocked = subscribed = 0
-        for lease in self.leases.of.values():
-            if isinstance(lease.stream, Subscriber):
-                subscribed += 1
-            elif lease.blocking and not lease.in_transaction:
-                blocked += 1
-            elif lease.session is not None and not lease.clean and lease.stream is None:
-                in_transaction += 1
-            elif lease.stream is not None:  # a verdict
-                in_flight += 1
-            else:
-                in_flight += len(lease.lane.in_flight) + len(lease.lane.callers)
-        return Unfinished(in_flight, in_transaction, blocked, subscribed, self.leases.pinned)
+        return pause.unfinished(self)
 
 
 def _holds_enough(session: Session) -> bool:
