@@ -53,9 +53,9 @@ states), `core/exchange.py` (both together: the way of every request and reply),
 needs), `core/identity.py` (what a connection runs as), `core/moves.py` (from one to another), `core/door.py` (clients
 that have to authenticate to coalesce first), `core/large.py` (what has a lane of its own), `core/lease.py` (connections
 that are lent), `core/leased.py` (what a session does with one), `core/stream.py` (replies that do not pair with
-requests), `core/wait.py`, `core/ends.py` (how a conversation ends), `core/pause.py`, `core/client_state.py`,
-`core/held.py` (what counts as a client's own), `core/resp.py` (where a request or a reply ends), `core/errors.py`
-(every byte that we author), `core/containment.py` (where a fault of ours ends).
+requests), `core/wait.py`, `core/own.py` (what coalesce asks for itself), `core/ends.py` (how a conversation ends),
+`core/pause.py`, `core/client_state.py`, `core/held.py` (what counts as a client's own), `core/resp.py` (where a request
+or a reply ends), `core/errors.py` (every byte that we author), `core/containment.py` (where a fault of ours ends).
 
 The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `memory.py` (the bound over all of them),
 `tls.py` (a socket like any other, and certificates), `greeting.py` (clients in the TLS handshake), `dial.py` (new

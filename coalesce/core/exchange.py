@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import coalesce.core.errors as replies
-from coalesce.core import ends, large, leased, moves, pause
+from coalesce.core import ends, large, leased, moves, own, pause
 from coalesce.core.client_state import Rewritten, shared_form
 from coalesce.core.commands import (
     RIDES,
@@ -26,7 +26,7 @@ from coalesce.core.containment import contained
 from coalesce.core.errors import ClientError, unavailable
 from coalesce.core.fence import Fence, hello, ping
 from coalesce.core.held import weigh
-from coalesce.core.lane import LARGE, ROLE_REPLICA, UNSENT_LIMIT, Lane, LaneState, Limits, Ours
+from coalesce.core.lane import LARGE, UNSENT_LIMIT, Lane, LaneState, Limits
 from coalesce.core.lease import Lease, Leases
 from coalesce.core.ledger import Kind, Ledger, Outcomes
 from coalesce.core.resp import ARRAY_HEADERS, BULK_LIMIT, CRLF, LargeRequestError, RequestReader, pack, pack_tuple
@@ -51,8 +51,6 @@ _HOLDING = frozenset((SessionState.SETTLING, SessionState.BORROWING, SessionStat
 _DEFAULTS = Limits()
 # Bytes of requests kept for a session that waits behind what may block. (Redis: client-query-buffer-limit, 1 GB.)
 HELD_LIMIT = 1024 * 1024
-# Seconds between two questions whether the upstream of a lane is still the primary, where no connection is dialled.
-_ASK_EVERY = 1.0
 # Bytes of requests that name a client. What is longer goes to a connection of its own: in here it would be kept for as
 # long as the client, and count as nobody's.
 _LONG_NAME = 1024
@@ -692,13 +690,8 @@ class Exchange:
         while the other is dialled, which takes longer.
         """
         lane = self.lanes.get(identity)
-        if lane is None or lane.link is None or not lane.primary or lane.asked:
-            return
-        if at_once or self.now - lane.asked_at >= _ASK_EVERY:
-            lane.asked = True
-            lane.asked_at = self.now
-            # By what nobody is refused, and what changes nothing.
-            self.enqueue(lane, pack([b"HELLO", b"%d" % identity.protocol]), _Role(lane))
+        if lane is not None and own.may_ask_role(lane, self.now, at_once=at_once):
+            self.enqueue(lane, *own.role(lane, self.now))
 
     def keep_alive(self, now: float, idle: float) -> None:
         """Has every lane say something that has not for `idle` seconds: or it is closed (`timeout`), or dead unseen.
@@ -709,7 +702,7 @@ class Exchange:
             return
         for lane in self.shared_lanes:
             if lane.idle_for(now) >= idle:
-                self.enqueue(lane, pack([b"PING"]), _Nobody(lane))
+                self.enqueue(lane, *own.still_there(lane))
 
     @property
     def links(self) -> Iterator[Link]:
@@ -911,36 +904,3 @@ class Exchange:
 def _holds_enough(session: Session) -> bool:
     """Whether no more is kept for it until what it waits for has come."""
     return session.state in _HOLDING and session.reader is not None and session.reader.held > HELD_LIMIT
-
-
-class _Nobody(Ours):
-    """A place in the FIFO for our own PING."""
-
-    __slots__ = ()
-
-    def write(self, data: bytes) -> None:
-        """Any reply will do."""
-        del data
-        self.count()
-
-    write_more = write
-
-    def lost(self) -> None:
-        """Nobody is told."""
-
-
-class _Role(Ours):
-    """A place in the FIFO of a lane for our own HELLO: the reply says whether the upstream is a replica."""
-
-    __slots__ = ()
-
-    def write(self, data: bytes) -> None:
-        self.count()
-        self.lane.asked = False
-        if ROLE_REPLICA in data:
-            self.lane.turned_away = True
-
-    write_more = write
-
-    def lost(self) -> None:
-        self.lane.asked = False
