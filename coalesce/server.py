@@ -29,7 +29,7 @@ import trio
 
 from coalesce.config import TcpAddress
 from coalesce.core.errors import unavailable
-from coalesce.core.exchange import Exchange, Totals
+from coalesce.core.exchange import Exchange
 from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.dial import DialError, Dialler, NotLetInError, Refused
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from coalesce.config import Address, Config
+    from coalesce.core.ledger import Totals
     from coalesce.core.pause import Unfinished
     from coalesce.core.session import Session
     from coalesce.dial import Dialled

@@ -10,7 +10,7 @@ The usual request takes nothing but that way. Every other one goes through `_rec
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import coalesce.core.errors as replies
 from coalesce.core import ends, large, leased, moves, own, pause
@@ -28,7 +28,7 @@ from coalesce.core.fence import Fence, hello, ping
 from coalesce.core.held import weigh
 from coalesce.core.lane import LARGE, UNSENT_LIMIT, Lane, LaneState, Limits
 from coalesce.core.lease import Lease, Leases
-from coalesce.core.ledger import Kind, Ledger, Outcomes
+from coalesce.core.ledger import Kind, Ledger, Outcomes, Totals
 from coalesce.core.resp import ARRAY_HEADERS, BULK_LIMIT, CRLF, LargeRequestError, RequestReader, pack, pack_tuple
 from coalesce.core.session import TAKING, Session, SessionState
 from coalesce.core.stream import Subscriber
@@ -56,26 +56,6 @@ HELD_LIMIT = 1024 * 1024
 _LONG_NAME = 1024
 # Bytes from which on a request counts as its session's own where the lane is full: thousands may each say one more.
 _COUNTED = 16 * 1024
-
-
-class Totals(NamedTuple):
-    """What lanes have carried."""
-
-    lanes: int = 0
-    commands: int = 0
-    batches: int = 0
-    largest: int = 0  # batch
-    own: int = 0  # commands, which no client asked for
-
-    def and_(self, lane: Lane) -> Totals:
-        """One lane more; one that has carried nothing was refused, or had no upstream."""
-        return Totals(
-            self.lanes + (lane.batches > 0),
-            self.commands + lane.commands - lane.own,
-            self.batches + lane.batches,
-            max(self.largest, lane.largest),
-            self.own + lane.own,
-        )
 
 
 def _raise(lane: Lane, fault: Exception) -> None:
