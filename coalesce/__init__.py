@@ -57,9 +57,9 @@ requests), `core/wait.py`, `core/own.py` (what coalesce asks for itself), `core/
 `core/pause.py`, `core/client_state.py`, `core/held.py` (what counts as a client's own), `core/resp.py` (where a request
 or a reply ends), `core/errors.py` (every byte that we author), `core/containment.py` (where a fault of ours ends).
 
-The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `memory.py` (the bound over all of them),
-`tls.py` (a socket like any other, and certificates), `greeting.py` (clients in the TLS handshake), `dial.py` (new
-connections), `passwords.py`, `watched.py` (files that change), `upstream.py` (a lane's connection, and its next),
+The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `listening.py`, `memory.py` (the bound over all
+of them), `tls.py` (a socket like any other, and certificates), `greeting.py` (clients in the TLS handshake), `dial.py`
+(new connections), `passwords.py`, `watched.py` (files that change), `upstream.py` (a lane's connection, and its next),
 `bytestream.py` and `pin.py`, `server.py` (the tree of tasks, signals, drain), `faults.py` (our own, said and counted),
 `logs.py`, `__main__.py`, `command_line.py`, `options.py` (every setting, declared once), `config_file.py` and
 `config.py`, `build.py`, `embedded.py`, `check.py` and `ask.py` (the other commands).

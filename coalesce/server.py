@@ -33,8 +33,9 @@ from coalesce.core.exchange import Exchange
 from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.dial import DialError, Dialler, NotLetInError, Refused
-from coalesce.downstream import Client, Clients, close_listener, is_loopback, is_of_this_host, open_listeners
+from coalesce.downstream import Client, Clients
 from coalesce.figures import SHARED_KINDS, Figures, State, lane_figures, merged
+from coalesce.listening import close_listener, is_loopback, is_of_this_host, open_listeners
 from coalesce.liveness import watch, watch_clients
 from coalesce.logs import dropped, trace
 from coalesce.memory import Memory
