@@ -887,7 +887,7 @@ class Proxy(RuleBasedStateMachine):
     @step(which=pick)
     def fails(self, which: int) -> None:
         lane = self.some_lane(which, LaneState.DIALLING)
-        if lane is not None:
+        if lane is not None and (lane.exclusive or not self.exchange.paused):  # for a pause, the keeper waits
             self.world.failed.add(lane.identity)
             if lane.exclusive:
                 self.exchange.lease_failed(lane, outage(lane.identity))
