@@ -123,12 +123,14 @@ def _say_limit(session: Session, what: str) -> None:
     log.warning("%s %s", client, what, extra=ids)
 
 
-_PLAIN = Exchange, Client, Connection
+_PLAIN = Exchange, Client, Connection, Pin
 
 
-def _traced(config: Config) -> tuple[type[Exchange], type[Client], type[Connection]]:
-    from coalesce.trace import Tracer, traced  # noqa: PLC0415 (for those who want it)
+def _traced(config: Config) -> tuple[type[Exchange], type[Client], type[Connection], type[Pin]]:
+    from coalesce.trace import Tracer, heading, traced  # noqa: PLC0415 (for those who want it)
 
+    for line in heading(config):
+        trace(line)
     return traced(Tracer(trace, values=config.trace_values))
 
 
@@ -162,7 +164,7 @@ class Server:
         self._began = perf_counter()
         base = Identity(None, None, upstream.database, 2)
         limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.max_leases, config.hold_below)
-        exchange, client, connection = _traced(config) if config.trace or config.trace_values else _PLAIN
+        exchange, client, connection, self._pin = _traced(config) if config.trace or config.trace_values else _PLAIN
         self._exchange = exchange(
             base, self._open_lane, limits, secret, judge, self._say_fault, perf_counter, _say_limit
         )
@@ -448,7 +450,7 @@ class Server:
             undo.callback(lane.link.discard)
             upstream, rest = lane.link.release()
             undo.callback(self.poller.close_removed, upstream)
-            pin = Pin(pinned, sock, unsent, upstream, rest + pending, self._memory, self.poller.tally)
+            pin = self._pin(pinned, sock, unsent, upstream, rest + pending, self._memory, self.poller.tally)
             undo.callback(pin.close)
             if self._draining:
                 pin.drain()
