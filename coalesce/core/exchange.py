@@ -1,11 +1,17 @@
-"""Sessions x lanes: routes, moves, departs, loses, drains. The facade that the shell and the tests drive.
+"""Sessions x lanes: routes, departs, loses. The facade that the shell and the tests drive.
 
 A request's way, and a reply's:
 
     Client.on_ready -> Exchange.receive -> lane.unsent        ...  Exchange.flush -> Lane.take_batch -> lane.send
     Connection.on_ready -> Exchange.replies -> Lane.receive -> session.write = Client.write
 
-The usual request takes nothing but that way. Every other one goes through `_receive_slowly` and `_dispatch`.
+The usual request takes nothing but that way. Every other one goes through `_receive_slowly` and `_dispatch`; one that
+needs another connection waits in `settle` until nothing is owed (I6), and `_settled` says where it goes from there:
+
+    moves.py    to the lane of another identity        leased.py   to a connection of its own (lent by lease.py)
+    large.py    to the lane for what is large          ends.py     nowhere: the conversation ends
+
+These are functions of an exchange and a session, called from here; what they need of it is public.
 """
 
 from __future__ import annotations
@@ -15,13 +21,7 @@ from typing import TYPE_CHECKING
 import coalesce.core.errors as replies
 from coalesce.core import ends, large, leased, moves, own, pause
 from coalesce.core.client_state import Rewritten, shared_form
-from coalesce.core.commands import (
-    RIDES,
-    RIDES_FENCED,
-    Need,
-    is_fenced,
-    need_of,
-)
+from coalesce.core.commands import RIDES, RIDES_FENCED, Need, is_fenced, need_of
 from coalesce.core.containment import contained
 from coalesce.core.errors import ClientError, unavailable
 from coalesce.core.fence import Fence, hello, ping
