@@ -59,10 +59,11 @@ or a reply ends), `core/errors.py` (every byte that we author), `core/containmen
 
 The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `listening.py`, `memory.py` (the bound over all
 of them), `tls.py` (a socket like any other, and certificates), `greeting.py` (clients in the TLS handshake), `dial.py`
-(new connections), `passwords.py`, `watched.py` (files that change), `upstream.py` (a lane's connection, and its next),
-`bytestream.py` and `pin.py`, `server.py` (the tree of tasks, signals, drain), `faults.py` (our own, said and counted),
-`logs.py`, `__main__.py`, `command_line.py`, `options.py` (every setting, declared once), `config_file.py` and
-`config.py`, `build.py`, `embedded.py`, `check.py` and `ask.py` (the other commands).
+(new connections), `passwords.py`, `watched.py` (files that change), `connection.py` (a lane's connection),
+`upstream.py` (... and its next), `bytestream.py` and `pin.py`, `server.py` (the tree of tasks, signals, drain),
+`faults.py` (our own, said and counted), `logs.py`, `__main__.py`, `command_line.py`, `options.py` (every setting,
+declared once), `config_file.py` and `config.py`, `build.py`, `embedded.py`, `check.py` and `ask.py` (the other
+commands).
 
 For whoever looks at it: `admin.py` (HTTP), `figures.py` (what can be read of a server), `tally.py` (what it counts),
 `metrics.py`, `status.py`, `page/` (the status page), `top.py` (the same in a terminal), `wrong.py` (what both say is

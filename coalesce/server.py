@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from coalesce.config import TcpAddress
+from coalesce.connection import Connection
 from coalesce.core.errors import unavailable
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import CONNECTION_NAME, Identity
@@ -44,7 +45,7 @@ from coalesce.pin import Pin, Pinned
 from coalesce.poller import Poller
 from coalesce.tally import Closed, Dial, Lost, Side
 from coalesce.tls import CertificateError, listener_certificates
-from coalesce.upstream import Connection, Keeper
+from coalesce.upstream import Keeper
 
 if TYPE_CHECKING:
     import socket

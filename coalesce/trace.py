@@ -23,13 +23,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 from coalesce.config import Config
+from coalesce.connection import Connection
 from coalesce.core.errors import UpstreamError
 from coalesce.core.exchange import Exchange
 from coalesce.core.resp import CRLF, WITH_PUSHES, Passage
 from coalesce.downstream import Client
 from coalesce.pin import Pin
 from coalesce.tally import Lost
-from coalesce.upstream import Connection
 
 if TYPE_CHECKING:
     import socket
