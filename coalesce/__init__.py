@@ -61,19 +61,22 @@ I10  A cancelled task never removes a FIFO entry nor cuts an upstream write shor
 Where to begin reading
 ----------------------
 The pure core, which knows no sockets, no clock and no trio: `core/lane.py` (the FIFO), `core/session.py` (one client's
-states), `core/exchange.py` (both together: routes, moves, losses, pauses), `core/commands.py` (what each command
-needs), `core/identity.py` (what a connection runs as), `core/door.py` (clients that have to authenticate to coalesce
-first), `core/lease.py` (connections that are lent), `core/stream.py` (replies that do not pair with requests),
-`core/fence.py` (proof that a reply was one), `core/wait.py` (WAIT, on shared connections), `core/client_state.py` (what
+states), `core/exchange.py` (both together: the way of every request and reply), `core/commands.py` (what each command
+needs), `core/identity.py` (what a connection runs as), `core/moves.py` (from one to another), `core/door.py` (clients
+that have to authenticate to coalesce first), `core/large.py` (what has a lane of its own), `core/lease.py` (connections
+that are lent), `core/leased.py` (what a session does with one), `core/stream.py` (replies that do not pair with
+requests), `core/fence.py` (proof that a reply was one), `core/wait.py` (WAIT, on shared connections), `core/own.py`
+(what coalesce asks for itself), `core/ends.py` (how a conversation ends), `core/pause.py`, `core/client_state.py` (what
 an upstream would hold for a client), `core/held.py` (what counts as a client's own), `core/resp.py` (where a request or
 a reply ends), `core/errors.py` (every byte that we author), `core/containment.py` (where a fault of ours ends),
 `core/ledger.py` and `core/histogram.py` (what is counted).
 
-The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `memory.py` (the bound over all of them),
-`tls.py` (a socket like any other, and certificates), `greeting.py` (clients in the TLS handshake), `dial.py` (new
-connections), `passwords.py`, `watched.py` (files that change), `upstream.py` (a lane's connection, and its next),
-`liveness.py` (whose host is silent), `bytestream.py` and `pin.py` (pinned clients), `server.py` (the tree of tasks,
-signals, pause, drain), `faults.py` (our own, said and counted), `logs.py`.
+The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `listening.py` (listeners and addresses),
+`memory.py` (the bound over all clients), `tls.py` (a socket like any other, and certificates), `greeting.py` (clients
+in the TLS handshake), `dial.py` (new connections), `passwords.py`, `watched.py` (files that change), `connection.py` (a
+lane's connection), `upstream.py` (... and its next), `liveness.py` (whose host is silent), `bytestream.py` and `pin.py`
+(pinned clients), `server.py` (the tree of tasks, signals, pause, drain), `faults.py` (our own, said and counted),
+`logs.py`.
 
 How it is told what to do: `__main__.py`, `command_line.py`, `options.py` (every setting, declared once), `config.py`
 (what a run is told, and why each default), `config_file.py` (TOML), `embedded.py` (a private upstream), `build.py`

@@ -26,8 +26,8 @@ import trio
 from coalesce.build import said
 from coalesce.config import Config, TcpAddress, Upstream, contradiction
 from coalesce.config_file import ConfigFile, ConfigFileError, InForce, read_config_file, written
-from coalesce.downstream import open_listeners
 from coalesce.embedded import EmbeddedError, embedded_server
+from coalesce.listening import open_listeners
 from coalesce.logs import hide_texts_of_exceptions, logging_to_stderr
 from coalesce.options import (
     CONFIG_VARIABLE,

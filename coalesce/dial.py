@@ -18,7 +18,7 @@ import trio
 from coalesce.bytestream import ByteStream
 from coalesce.config import UnixAddress
 from coalesce.core.errors import OPEN_TO_ALL, UpstreamError
-from coalesce.core.lane import ROLE_PRIMARY, ROLE_REPLICA
+from coalesce.core.own import ROLE_PRIMARY, ROLE_REPLICA
 from coalesce.core.resp import CRLF, pack, reply_end
 from coalesce.liveness import keep_alive, repeat_often
 from coalesce.passwords import PasswordFileError, read_password

@@ -33,10 +33,10 @@ from coalesce.tally import Closed, Lost
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from coalesce.connection import Connection
     from coalesce.core.exchange import Exchange
     from coalesce.downstream import Clients
     from coalesce.pin import Pin
-    from coalesce.upstream import Connection
 
 log = logging.getLogger("coalesce")
 

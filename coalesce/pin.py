@@ -96,11 +96,19 @@ class Pin:
     async def _pass(self, source: ByteStream, sink: ByteStream) -> None:
         with suppress(OSError):
             while data := await source.receive_some():
-                if source is self._upstream:
-                    self.tally.received += len(data)
-                else:
-                    self.tally.sent += len(data)
+                self.took(data, from_upstream=source is self._upstream)
                 await sink.send_all(data)
+        self.over(from_upstream=source is self._upstream)
+
+    def took(self, data: bytes, *, from_upstream: bool) -> None:
+        """Bytes from one side are about to go to the other."""
+        if from_upstream:
+            self.tally.received += len(data)
+        else:
+            self.tally.sent += len(data)
+
+    def over(self, *, from_upstream: bool) -> None:
+        """One side says no more, or takes no more of the other: a tracer wants to know."""
 
     def give_up(self) -> None:
         """Closes both sides at once."""

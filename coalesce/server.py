@@ -28,13 +28,15 @@ from typing import TYPE_CHECKING
 import trio
 
 from coalesce.config import TcpAddress
+from coalesce.connection import Connection
 from coalesce.core.errors import unavailable
-from coalesce.core.exchange import Exchange, Totals, Unfinished
+from coalesce.core.exchange import Exchange
 from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.dial import DialError, Dialler, NotLetInError, Refused
-from coalesce.downstream import Client, Clients, close_listener, is_loopback, is_of_this_host, open_listeners
+from coalesce.downstream import Client, Clients
 from coalesce.figures import SHARED_KINDS, Figures, State, lane_figures, merged
+from coalesce.listening import close_listener, is_loopback, is_of_this_host, open_listeners
 from coalesce.liveness import watch, watch_clients
 from coalesce.logs import dropped, trace
 from coalesce.memory import Memory
@@ -43,13 +45,15 @@ from coalesce.pin import Pin, Pinned
 from coalesce.poller import Poller
 from coalesce.tally import Closed, Dial, Lost, Side
 from coalesce.tls import CertificateError, listener_certificates
-from coalesce.upstream import Connection, Keeper
+from coalesce.upstream import Keeper
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from coalesce.config import Address, Config
+    from coalesce.core.ledger import Totals
+    from coalesce.core.pause import Unfinished
     from coalesce.core.session import Session
     from coalesce.dial import Dialled
     from coalesce.faults import Told
@@ -120,12 +124,14 @@ def _say_limit(session: Session, what: str) -> None:
     log.warning("%s %s", client, what, extra=ids)
 
 
-_PLAIN = Exchange, Client, Connection
+_PLAIN = Exchange, Client, Connection, Pin
 
 
-def _traced(config: Config) -> tuple[type[Exchange], type[Client], type[Connection]]:
-    from coalesce.trace import Tracer, traced  # noqa: PLC0415 (for those who want it)
+def _traced(config: Config) -> tuple[type[Exchange], type[Client], type[Connection], type[Pin]]:
+    from coalesce.trace import Tracer, heading, traced  # noqa: PLC0415 (for those who want it)
 
+    for line in heading(config):
+        trace(line)
     return traced(Tracer(trace, values=config.trace_values))
 
 
@@ -159,7 +165,7 @@ class Server:
         self._began = perf_counter()
         base = Identity(None, None, upstream.database, 2)
         limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.max_leases, config.hold_below)
-        exchange, client, connection = _traced(config) if config.trace or config.trace_values else _PLAIN
+        exchange, client, connection, self._pin = _traced(config) if config.trace or config.trace_values else _PLAIN
         self._exchange = exchange(
             base, self._open_lane, limits, secret, judge, self._say_fault, perf_counter, _say_limit
         )
@@ -452,7 +458,7 @@ class Server:
             undo.callback(lane.link.discard)
             upstream, rest = lane.link.release()
             undo.callback(self.poller.close_removed, upstream)
-            pin = Pin(pinned, sock, unsent, upstream, rest + pending, self._memory, self.poller.tally)
+            pin = self._pin(pinned, sock, unsent, upstream, rest + pending, self._memory, self.poller.tally)
             undo.callback(pin.close)
             if self._draining:
                 pin.drain()

@@ -4,8 +4,11 @@
     u0 >> $<5>                ... and replies                  c7 << $<5>          client 7 receives that
     c7 ends, c7 departs       it sends no more; it is gone     c7 closed           coalesce closes it
     u1 connects - db=3 resp2  it stands, as this identity      u1 lost, u1 closed  it broke; coalesce closed it
+    c7 pinned u1              u1 is its own from here on
 
-`tests/transcripts` explains the notation, and plays it. Values and keys are hidden, `<3>` stands for three bytes,
+`tests/transcripts` explains the notation, and plays it: a name and options come first, so that all of it is a
+transcript as it stands. Nobody can play what is hidden (`--trace-values` shows it, but for credentials and frames of
+over 16 KB), nor what happened because time went by. Values and keys are hidden, `<3>` stands for three bytes,
 unless they are asked for (`--trace-values`); credentials always are: `<hidden>`.
 
 Who traces takes the places of those who don't, as subclasses, when a server is made. Otherwise nothing in here is
@@ -15,13 +18,18 @@ imported, and nobody asks whether he is traced.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
 
+from coalesce.config import Config
+from coalesce.connection import Connection
 from coalesce.core.errors import ClientError, UpstreamError
 from coalesce.core.exchange import Exchange
 from coalesce.core.resp import CRLF, WITH_PUSHES, LargeRequestError, Passage, RequestReader
 from coalesce.downstream import Client
-from coalesce.upstream import Connection
+from coalesce.pin import Pin
+from coalesce.tally import Lost
 
 if TYPE_CHECKING:
     import socket
@@ -30,7 +38,11 @@ if TYPE_CHECKING:
     from coalesce.core.lane import Lane, Link
     from coalesce.core.session import Session
     from coalesce.downstream import Clients
-    from coalesce.tally import Lost
+
+    class Show(Protocol):
+        """How a frame is shown."""
+
+        def __call__(self, raw: bytes, *, values: bool) -> str: ...
 
 HIDDEN = b"<hidden>"
 # Bytes of a frame that are kept to be shown; of a longer one, only how long it is.
@@ -48,6 +60,18 @@ _TELLS_CREDENTIALS = re.compile(
     rb"requirepass|masterauth|-pass\b|\bpasswords\r\n|#[0-9a-f]{64}|ACL SETUSER modifier", re.IGNORECASE
 )
 _SECRET = re.compile(rb"\$32\r\n[0-9a-f]{32}\r\n")
+_REPLY = re.compile(rb"[-+:$*_#,(=!~%]")  # no push
+_MULTI = re.compile(rb"\*1\r\n\$5\r\nMULTI\r\n", re.IGNORECASE)
+# Settings that decide where a request goes.
+_LIMITS = ("lane_limit", "client_limit", "max_lanes", "max_leases")
+
+
+def heading(config: Config) -> list[str]:
+    """What a transcript begins with: its name, and the options that it is to be played with."""
+    usual = {field.name: field.default for field in fields(Config)}
+    limits = [f"{name}={getattr(config, name)}" for name in _LIMITS if getattr(config, name) != usual[name]]
+    door = [] if config.client_password_file is None else ["locked=1"]
+    return [f"== traced {datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}", " ".join(["options", "whole=1", *limits, *door])]
 
 
 def show_identity(username: bytes | None, password: bytes | None, database: int, protocol: int) -> str:
@@ -144,6 +168,12 @@ def _without_credentials(arguments: list[bytes]) -> list[bytes]:
     return [HIDDEN if at in hidden else it for at, it in enumerate(arguments)]
 
 
+def _shows_no_credentials(begun: bytes) -> bool:
+    """(Credentials may be in the half that is here. An inline request has too many ways to say them.)"""
+    upper = begun.upper()
+    return not any(word in upper for word in (b"AUTH", b"HELLO", b"MIGRATE", b"ACL", b"CONFIG"))
+
+
 class Frames:
     """Cuts what comes in any pieces into requests, or into replies. What is neither comes out as it is, and nothing of
     what follows it.
@@ -203,6 +233,11 @@ class Frames:
         self._kept, self._size = [], 0
         return whole
 
+    def begun(self) -> bytes | int:
+        """The frame whose end has not come; of one that is too long, its length."""
+        size = self._size + len(self._rest)
+        return b"".join([*self._kept, self._rest]) if size <= _LONGEST else size
+
 
 class Tracer:
     """Says what it is told, a line each."""
@@ -212,33 +247,60 @@ class Tracer:
         self._values = values
         self._frames: dict[str, Frames] = {}  # of each end and direction
 
-    def heard(self, who: str, data: bytes, *, requests: bool, sent: bool) -> None:
-        """`sent`: by coalesce."""
+    def heard(self, who: str, data: bytes, *, requests: bool, sent: bool, most: int | None = None) -> None:
+        """`sent`: by coalesce. `most`: how many replies can be right; None: any number.
+
+        What means something else in pieces is one line, if values are shown: a transaction, which rides a lane only as
+        a whole, and replies that are about to be a desync, of which none is handed out.
+        """
         verb = "<<" if sent else ">>"
-        frames = self._frames.setdefault(f"{who} {verb}", Frames(requests=requests))
+        frames = list(self._frames.setdefault(f"{who} {verb}", Frames(requests=requests)).feed(data))
         show = show_request if requests else show_reply
-        for frame in frames.feed(data):
-            if isinstance(frame, int):
-                text = f"<{frame}>"
-            else:
-                ours = _SECRET.sub(b"$6\r\nsecret\r\n", frame) if who[0] == "u" else frame
-                try:
-                    text = show(ours, values=self._values)
-                except ValueError:
-                    text = f"<{len(ours)}>"  # no RESP
+        texts = [self._shown(who, frame, show) for frame in frames]
+        whole = [frame for frame in frames if isinstance(frame, bytes)]
+        if self._values and not sent and len(frames) == len(whole) > 1:
+            is_transaction = requests and any(map(_MULTI.match, whole))
+            is_desync = most is not None and (len(whole) > most or not all(map(_REPLY.match, whole)))
+            hides = any(HIDDEN.decode() in text for text in texts) or any(map(_TELLS_CREDENTIALS.search, whole))
+            if (is_desync or is_transaction) and not hides:
+                texts = [_literal(self._disguised(who, b"".join(whole)), values=True)]
+        for text in texts:
             self.say(f"{who} {verb} {text}")
 
+    @staticmethod
+    def _disguised(who: str, data: bytes) -> bytes:
+        """The secrets of fences are those of the players."""
+        return _SECRET.sub(b"$6\r\nsecret\r\n", data) if who[0] == "u" else data
+
+    def _shown(self, who: str, frame: bytes | int, show: Show) -> str:
+        if isinstance(frame, int):
+            return f"<{frame}>"
+        ours = self._disguised(who, frame)
+        try:
+            return show(ours, values=self._values)
+        except ValueError:
+            # (A request that can't be read may have credentials anywhere.)
+            values = self._values and show is show_reply and not _TELLS_CREDENTIALS.search(ours)
+            return _literal(ours, values=values)
+
     def over(self, who: str) -> None:
-        """What is half said will not be finished."""
+        """What is half said will not be finished, and is said as it is."""
         for verb in ("<<", ">>"):
-            self._frames.pop(f"{who} {verb}", None)
+            frames = self._frames.pop(f"{who} {verb}", None)
+            begun = b"" if frames is None else frames.begun()
+            if isinstance(begun, int):
+                self.say(f"{who} {verb} <{begun}>")
+            elif begun:
+                is_request = (who[0] == "c") == (verb == ">>")
+                may_be_shown = _shows_no_credentials(begun) and (begun[:1] == b"*" or not is_request)
+                self.say(f"{who} {verb} {_literal(begun, values=self._values and may_be_shown)}")
 
 
 def _client(session: Session) -> str:
     return f"c{session.peer.number}" if isinstance(session.peer, Client) else "c?"
 
 
-def traced(tracer: Tracer) -> tuple[type[Exchange], type[Client], type[Connection]]:  # noqa: C901 (three classes)
+def traced(tracer: Tracer) -> tuple[type[Exchange], type[Client], type[Connection], type[Pin]]:  # noqa: C901 (four classes)
     """Those that tell the tracer."""
 
     class TracedExchange(Exchange):
@@ -252,19 +314,30 @@ def traced(tracer: Tracer) -> tuple[type[Exchange], type[Client], type[Connectio
             super().end_of_input(session)
 
         def connected(self, lane: Lane, link: Link, round_trip: float) -> None:
-            if lane.number or lane.connections:
+            if not lane.number and not lane.connections:
+                self._say_options(lane)
+            else:
                 username, password, database, protocol = lane.identity
                 user = None if username is None else HIDDEN
                 who = show_identity(user, None if password is None else HIDDEN, database, protocol)
                 tracer.say(f"u{lane.number} connects {who}")
             super().connected(lane, link, round_trip)
 
+        def _say_options(self, lane: Lane) -> None:
+            """What the handshake of the first connection told."""
+            told = {"primary": lane.primary, "unauthenticated": not lane.authenticated}
+            options = [f"{name}=1" for name, value in told.items() if value]
+            if options:
+                tracer.say(" ".join(["options", *options]))
+
         def refuse(self, lane: Lane, reply: bytes) -> None:
             tracer.say(f"u{lane.number} refuses {show_reply(reply, values=False)}")
             super().refuse(lane, reply)
 
         def replies(self, lane: Lane, data: bytes, now: float) -> None:
-            tracer.heard(f"u{lane.number}", data, requests=False, sent=False)
+            lease = self.leases.of[lane] if lane.exclusive else None
+            most = len(lane.in_flight) if lease is None or lease.stream is None else None
+            tracer.heard(f"u{lane.number}", data, requests=False, sent=False, most=most)
             super().replies(lane, data, now)
 
     class TracedClient(Client):
@@ -287,16 +360,18 @@ def traced(tracer: Tracer) -> tuple[type[Exchange], type[Client], type[Connectio
 
         def close(self) -> None:
             if not self._is_broken:
+                tracer.over(f"c{self.number}")
                 tracer.say(f"c{self.number} closed")
-            tracer.over(f"c{self.number}")
             super().close()
 
         def pin(self, lane: Lane, pending: bytes) -> None:
             tracer.say(f"c{self.number} pinned u{lane.number}")
+            tracer.heard(f"u{lane.number}", pending, requests=True, sent=True)
             super().pin(lane, pending)
 
         def _break(self) -> None:
             self._is_broken = True
+            tracer.over(f"c{self.number}")
             tracer.say(f"c{self.number} departs")
             super()._break()
 
@@ -307,8 +382,38 @@ def traced(tracer: Tracer) -> tuple[type[Exchange], type[Client], type[Connectio
 
         def lose(self, why: str, reason: Lost) -> None:
             if not self.lost.is_set():
-                tracer.say(f"u{self._lane.number} {'lost' if why else 'closed'}")
                 tracer.over(f"u{self._lane.number}")
+                ours = not why or reason is Lost.DESYNC  # whoever plays it comes to the same end
+                tracer.say(f"u{self._lane.number} {'closed' if ours else 'lost'}")
             super().lose(why, reason)
 
-    return TracedExchange, TracedClient, TracedConnection
+    class TracedPin(Pin):
+        _lost = False
+
+        def took(self, data: bytes, *, from_upstream: bool) -> None:
+            client, lane = self.ids["client"], self.ids["lane"]
+            source, sink = (lane, client) if from_upstream else (client, lane)
+            tracer.heard(source, data, requests=not from_upstream, sent=False)
+            tracer.heard(sink, data, requests=not from_upstream, sent=True)
+            super().took(data, from_upstream=from_upstream)
+
+        def over(self, *, from_upstream: bool) -> None:
+            if from_upstream:
+                self._lost = True
+                tracer.over(self.ids["lane"])
+                tracer.say(f"{self.ids['lane']} lost")
+            else:
+                tracer.say(f"{self.ids['client']} ends")
+            super().over(from_upstream=from_upstream)
+
+        async def run(self) -> None:
+            try:
+                await super().run()
+            finally:
+                if not self._lost:
+                    tracer.over(self.ids["lane"])
+                    tracer.say(f"{self.ids['lane']} closed")
+                tracer.over(self.ids["client"])
+                tracer.say(f"{self.ids['client']} closed")
+
+    return TracedExchange, TracedClient, TracedConnection, TracedPin

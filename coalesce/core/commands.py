@@ -302,6 +302,20 @@ def runs_in_any_database(arguments: list[bytes]) -> bool:
     return name in _ALL_IN_ANY_DATABASE
 
 
+def may_block(arguments: list[bytes] | None) -> bool:
+    """Whether the reply may never come. None: there is no request."""
+    if not arguments:
+        return False
+    return arguments[0].upper() in BLOCKING and need_of(arguments) is not Need.RIDE
+
+
+def is_endless(arguments: list[bytes] | None) -> bool:
+    """Whether a drain can't wait for what a request asks for. None: there is no request."""
+    if not arguments:
+        return False
+    return may_block(arguments) or need_of(arguments) in {Need.SUBSCRIBE, Need.WAIT}
+
+
 def may_have_no_reply(arguments: list[bytes]) -> bool:
     """CLIENT REPLY OFF and SKIP, REPLCONF ACK: there is no verdict to wait for, and no place for an error of ours."""
     words = [argument.upper() for argument in arguments[:2]]

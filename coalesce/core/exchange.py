@@ -1,48 +1,44 @@
-"""Sessions x lanes: routes, moves, departs, loses, drains. The facade that the shell and the tests drive.
+"""Sessions x lanes: routes, departs, loses. The facade that the shell and the tests drive.
 
 A request's way, and a reply's:
 
     Client.on_ready -> Exchange.receive -> lane.unsent        ...  Exchange.flush -> Lane.take_batch -> lane.send
     Connection.on_ready -> Exchange.replies -> Lane.receive -> session.write = Client.write
 
-The usual request takes nothing but that way. Every other one goes through `_receive_slowly` and `_dispatch`.
+The usual request takes nothing but that way. Every other one goes through `_receive_slowly` and `_dispatch`; one that
+needs another connection waits in `settle` until nothing is owed (I6), and `_settled` says where it goes from there:
+
+    moves.py    to the lane of another identity        leased.py   to a connection of its own (lent by lease.py)
+    large.py    to the lane for what is large          ends.py     nowhere: the conversation ends
+
+These are functions of an exchange and a session, called from here; what they need of it is public.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import coalesce.core.errors as replies
-from coalesce.core import wait
+from coalesce.core import ends, large, leased, moves, own, pause
 from coalesce.core.client_state import Rewritten, shared_form
-from coalesce.core.commands import (
-    BLOCKING,
-    RIDES,
-    RIDES_FENCED,
-    TRANSACTIONAL,
-    Need,
-    is_fenced,
-    may_have_no_reply,
-    need_of,
-)
+from coalesce.core.commands import RIDES, RIDES_FENCED, Need, is_fenced, need_of
 from coalesce.core.containment import contained
-from coalesce.core.door import answer_locked, knock
 from coalesce.core.errors import ClientError, unavailable
 from coalesce.core.fence import Fence, hello, ping
-from coalesce.core.held import Large, weigh
-from coalesce.core.identity import Move, move_of
-from coalesce.core.lane import LARGE, ROLE_REPLICA, UNSENT_LIMIT, Lane, LaneState, Limits, Ours
-from coalesce.core.lease import Lease, Leases, Witness
-from coalesce.core.ledger import Kind, Ledger, Outcomes
+from coalesce.core.held import weigh
+from coalesce.core.lane import LARGE, UNSENT_LIMIT, Lane, LaneState, Limits
+from coalesce.core.lease import Lease, Leases
+from coalesce.core.ledger import Kind, Ledger, Outcomes, Totals
 from coalesce.core.resp import ARRAY_HEADERS, BULK_LIMIT, CRLF, LargeRequestError, RequestReader, pack, pack_tuple
 from coalesce.core.session import TAKING, Session, SessionState
-from coalesce.core.stream import Subscriber, Verdict
+from coalesce.core.stream import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from coalesce.core.identity import Identity
     from coalesce.core.lane import Caller, Link
+    from coalesce.core.pause import Unfinished
     from coalesce.core.session import Peer
 
 _MULTI = frozenset((b"MULTI", b"multi"))
@@ -51,59 +47,15 @@ _EXEC_REQUESTS = frozenset(pack([name]) for name in _EXEC)
 # What a session needs a connection of its own for, where it has none.
 _BORROWING = frozenset((Need.BORROW, Need.TRANSACTION, Need.ASKING, Need.SUBSCRIBE, Need.WAIT, Need.PIN))
 
-# What goes down that connection afterwards, without a pause between.
-_LEASED = frozenset((Need.RIDE, Need.BORROW, Need.TRANSACTION, Need.ASKING))
-
 _HOLDING = frozenset((SessionState.SETTLING, SessionState.BORROWING, SessionState.PINNING))
 _DEFAULTS = Limits()
 # Bytes of requests kept for a session that waits behind what may block. (Redis: client-query-buffer-limit, 1 GB.)
 HELD_LIMIT = 1024 * 1024
-# Seconds between two questions whether the upstream of a lane is still the primary, where no connection is dialled.
-_ASK_EVERY = 1.0
-# Bytes of requests that name a client, or say who it is. What is longer goes to a connection of its own: in here it
-# would be kept for as long as the client, or the lane, and count as nobody's. (A token of a cloud's has up to 4 KB.)
+# Bytes of requests that name a client. What is longer goes to a connection of its own: in here it would be kept for as
+# long as the client, and count as nobody's.
 _LONG_NAME = 1024
-_LONG_CREDENTIALS = 16 * 1024
 # Bytes from which on a request counts as its session's own where the lane is full: thousands may each say one more.
 _COUNTED = 16 * 1024
-_LANES_IN_USE = "%d users, databases and protocol versions are in use (--max-lanes)"
-# Replies in a row that were not large, after which a session leaves the lane for what is large.
-_SMALL_AGAIN = 16
-
-
-class Totals(NamedTuple):
-    """What lanes have carried."""
-
-    lanes: int = 0
-    commands: int = 0
-    batches: int = 0
-    largest: int = 0  # batch
-    own: int = 0  # commands, which no client asked for
-
-    def and_(self, lane: Lane) -> Totals:
-        """One lane more; one that has carried nothing was refused, or had no upstream."""
-        return Totals(
-            self.lanes + (lane.batches > 0),
-            self.commands + lane.commands - lane.own,
-            self.batches + lane.batches,
-            max(self.largest, lane.largest),
-            self.own + lane.own,
-        )
-
-
-class Unfinished(NamedTuple):
-    """What was begun before a pause, and has not ended."""
-
-    in_flight: int = 0  # requests; of what blocks or is subscribed, none
-    in_transaction: int = 0  # sessions; those that watch keys, too
-    blocked: int = 0
-    subscribed: int = 0
-    pinned: int = 0
-
-    @property
-    def ends(self) -> bool:
-        """Whether there is something that ends by itself, or when its client has said the rest."""
-        return bool(self.in_flight or self.in_transaction)
 
 
 def _raise(lane: Lane, fault: Exception) -> None:
@@ -150,8 +102,8 @@ class Exchange:
         self.bulk_limit = BULK_LIMIT  # of the upstream
         self.apart: set[Identity] = set()  # whose replies were not one each: see fence.py
         self._clock = clock
-        self._secret = secret
-        self._judge = judge
+        self.secret = secret
+        self.judge = judge
         self._open_lane = open_lane
         self._say_fault = say_fault
         self.say_limit = say_limit
@@ -195,21 +147,26 @@ class Exchange:
     @property
     def sessions(self) -> Iterator[Session]:
         """All that are neither pinned nor gone."""
-        for lane in [*self.lanes.values(), *self.large_lanes.values()]:
+        for lane in self.shared_lanes:
             yield from list(lane.sessions)
 
     def totals(self, *, exclusive: bool) -> Totals:
         """What leases have carried so far, or shared lanes."""
         total = self._retired[exclusive]
-        lanes = self.leases.of if exclusive else [*self.lanes.values(), *self.large_lanes.values()]
+        lanes = self.leases.of if exclusive else self.shared_lanes
         for lane in lanes:
             total = total.and_(lane)
         return total
 
     @property
+    def shared_lanes(self) -> list[Lane]:
+        """Those for what is large among them."""
+        return [*self.lanes.values(), *self.large_lanes.values()]
+
+    @property
     def all_lanes(self) -> list[Lane]:
         """Shared ones, those for what is large, and leases; not those of pinned clients."""
-        return [*self.lanes.values(), *self.large_lanes.values(), *self.leases.of]
+        return [*self.shared_lanes, *self.leases.of]
 
     def outcomes(self) -> dict[Kind, Outcomes]:
         """What became of the commands so far."""
@@ -228,7 +185,7 @@ class Exchange:
     def connect(self, peer: Peer) -> Session:
         """A new session, with the identity of a fresh connection."""
         lane = self.lane(self.base)
-        session = Session(self, lane, peer, locked=self._judge is not None)
+        session = Session(self, lane, peer, locked=self.judge is not None)
         lane.sessions.add(session)
         if lane.full and not session.locked and self._overflows(lane):
             self._throttle(session)
@@ -371,30 +328,27 @@ class Exchange:
             session.reader = None
         if session.state is SessionState.FLOWING:
             session.rewire()
-        if self.draining and session.state in TAKING:
-            if session.lease is not None and session.lease.blocking:
-                self.depart(session)
-            elif not _has_more(session):
-                self._end(session, b"")
+        if self.draining:
+            ends.go_on_draining(self, session)
         if session.ended and (session.lease is None or session.lease.lane is not self._handing_out):
-            self._look_at_end(session)
+            ends.look_at_end(self, session)
         weigh(session)
 
     def _take_requests(self, session: Session, reader: RequestReader, most: int | None) -> None:
         taken = 0
         while session.state in TAKING and not session.throttled and taken != most:
             if session.locked:
-                if not self._take_locked(session, reader):
+                if not moves.take_locked(self, session, reader):
                     return
                 continue
             try:
                 arguments = reader.next_request(session.lane.authenticated)
             except ClientError as problem:
                 self.protocol_errors += 1
-                self._last_words(session, problem.reply)
+                ends.last_words(self, session, problem.reply)
                 return
             except LargeRequestError:
-                self._settle(session, [])  # what the reader holds starts with it
+                self.settle(session, [])  # what the reader holds starts with it
                 return
             if arguments is None:
                 return
@@ -405,43 +359,7 @@ class Exchange:
             if session.lane.full or session.owed >= self.limits.client:
                 self._throttle(session)
 
-    def _take_locked(self, session: Session, reader: RequestReader) -> bool:
-        """Takes requests of a locked session, up to the one that changes its state. False when more bytes are needed.
-
-        What is said to them is said in one go: nobody could take a write for each of thousands in a chunk.
-        """
-        assert self._judge is not None
-        assert not session.owed
-        said: list[bytes] = []
-        answer: Move | bytes | None = None
-        while not isinstance(answer, Move):
-            try:
-                arguments = reader.next_request(authenticated=False)
-            except ClientError as problem:
-                self.protocol_errors += 1
-                self._end(session, b"".join(said) + problem.reply)
-                return False
-            except LargeRequestError:
-                reader.skip()
-                arguments = [b""]  # Redis takes it, and says no to it
-            if arguments is None:
-                break
-            is_quit = need_of(arguments) is Need.QUIT
-            answer = replies.OK if is_quit else answer_locked(session.lane.identity, arguments, self._judge)
-            if isinstance(answer, bytes):
-                said.append(answer)
-            if is_quit or answer is None:
-                self._end(session, b"".join(said))
-                return False
-        if said:
-            session.peer.write(b"".join(said))
-        if not isinstance(answer, Move) or session.state is not SessionState.FLOWING:
-            return False
-        session.become(SessionState.SETTLING)
-        self._set_out(session, answer)
-        return True
-
-    def _need_of(self, session: Session, arguments: list[bytes]) -> Need:
+    def need_of(self, session: Session, arguments: list[bytes]) -> Need:
         """As `need_of`; but who has broken a fence takes a connection of its own for what needs one."""
         need = need_of(arguments)
         if need is Need.RIDE and session.lane.identity in self.apart and is_fenced(arguments):
@@ -449,16 +367,16 @@ class Exchange:
         return need
 
     def _dispatch(self, session: Session, arguments: list[bytes]) -> None:
-        need = self._need_of(session, arguments)
+        need = self.need_of(session, arguments)
         lease = session.lease
-        if lease is not None and lease.home != lease.lane.identity:
-            self._settle(session, arguments)  # it is lent for one request, and in another database
+        if lease is not None and not lease.is_at_home:
+            self.settle(session, arguments)  # it is lent for one request, and in another database
             return
-        if lease is not None and self.paused and session.owed and lease.stream is None and need in _LEASED:
-            self._settle(session, arguments)  # who sends on and on might never give it back
+        if lease is not None and self.paused and session.owed and lease.stream is None and need in leased.GOES_ON:
+            self.settle(session, arguments)  # who sends on and on might never give it back
             return
         if lease is not None:
-            self._dispatch_leased(session, lease, arguments, need)
+            leased.dispatch(self, session, lease, arguments, need)
             return
         match need:
             case Need.RIDE:
@@ -470,65 +388,23 @@ class Exchange:
                 else:
                     self.enqueue(session.lane, pack(form.arguments), Rewritten(session, form.rewrite))
             case Need.QUIT:
-                self._end(session, replies.OK)
+                self.end(session, replies.OK)
             case Need.CLOSE if session.lane.authenticated:
-                self._end(session, b"")
+                self.end(session, b"")
             case _:  # (before AUTH, versions differ in what they say to RESET and POST: each says it itself)
-                self._settle(session, arguments)
+                self.settle(session, arguments)
 
     def _dispatch_riding(self, session: Session, arguments: list[bytes]) -> None:
         size = sum(map(len, arguments))
         if size < (_COUNTED if session.lane.full else LARGE):
             self.enqueue(session.lane, pack(arguments), session)
-        elif size < LARGE or self._ride_large(session):
-            self._enqueue_large(session, pack(arguments))
+        elif size < LARGE or large.ride(self, session):
+            large.enqueue(self, session, pack(arguments))
         else:
-            self._settle(session, arguments)
+            self.settle(session, arguments)
             return
         if is_fenced(arguments) and session.lane.authenticated:
             self.fence(session.lane)
-
-    def _enqueue_large(self, session: Session, request: bytes) -> None:
-        caller = Large(session, session, len(request))
-        self.enqueue(session.lane, request, caller)
-        session.lane.withdrawable[caller] = request
-
-    def withdraw(self, session: Session) -> None:
-        """Of a session that is over, what is large and has not left gives way: see held.py."""
-        identity = session.lane.identity
-        for lane in (self.lanes.get(identity), self.large_lanes.get(identity)):
-            if lane is not None:
-                for caller in [it for it in lane.withdrawable if it.session is session]:
-                    lane.withdraw(caller)
-                    caller.release()
-
-    def _dispatch_leased(self, session: Session, lease: Lease, arguments: list[bytes], need: Need) -> None:
-        name = arguments[0].upper()
-        blocks = _blocks(arguments)
-        size = sum(map(len, arguments))
-        if lease.stream is not None:
-            # (When a large one has left is not known here; a pin has backpressure.)
-            if need in {Need.RIDE, Need.BORROW, Need.SUBSCRIBE} and not blocks and size < LARGE:
-                self.send(lease.lane, pack(arguments))
-            else:
-                self._settle(session, arguments)
-        elif need in _LEASED:
-            lease.asking = need is Need.ASKING
-            lease.unproven |= is_fenced(arguments)
-            caller: Caller = session
-            if blocks or name in TRANSACTIONAL:
-                caller = Witness(session, lease, name, size if size >= LARGE else 0)
-            elif size >= LARGE:
-                caller = Large(session, lease, size)
-            self.enqueue(lease.lane, pack(arguments), caller)
-        elif need is Need.WAIT and not session.owed and not lease.in_transaction:
-            lease.asking = False
-            for request, caller in wait.requests(session, lease, arguments):
-                self.enqueue(lease.lane, request, caller)
-        elif need is Need.QUIT and not lease.blocking:
-            self._end(session, replies.OK)
-        else:
-            self._settle(session, arguments)
 
     def enqueue(self, lane: Lane, request: bytes, caller: Caller) -> None:
         """The request leaves with the next flush (I2)."""
@@ -537,9 +413,16 @@ class Exchange:
             lane.unsent_since = self._clock()
         lane.enqueue(request, caller)
 
+    def enqueue_first(self, lane: Lane, request: bytes, caller: Caller) -> None:
+        """The same for a request that has to begin a batch: see `Lane.enqueue_first`."""
+        if not lane.has_unsent:
+            self.dirty.append(lane)
+            lane.unsent_since = self._clock()
+        lane.enqueue_first(request, caller)
+
     def fence(self, lane: Lane, passed: Callable[[], None] | None = None) -> None:
         """Asks for proof that what is before has one reply each: see fence.py."""
-        secret = self._secret()
+        secret = self.secret()
         request, answer = hello(secret, lane.identity.protocol) if lane.exclusive else ping(secret)
         self.enqueue(lane, request, Fence(lane, answer, lambda: self.apart.add(lane.identity), passed))
 
@@ -574,13 +457,13 @@ class Exchange:
         if goes_on:
             self.resume(session)
         if session.large and session.state is SessionState.FLOWING:
-            session.large = session.small < _SMALL_AGAIN
+            large.look_at_size(session)
         if not session.owed:
             if session.state is SessionState.FLOWING:
-                self._change_lane(session)
+                large.change_lane(self, session)
             elif session.state in {SessionState.LEASED, SessionState.PINNING}:
                 if session.lease is not None and session.lease.clean:
-                    self._flow_again(session)
+                    leased.flow_again(self, session)
                     goes_on = True
             elif session.state is SessionState.SETTLING:
                 self._settled(session)
@@ -588,41 +471,6 @@ class Exchange:
             elif session.state is SessionState.ENDING:
                 self._close(session)
         if goes_on:
-            self.advance(session)
-
-    # --- what is large has a lane of its own ---
-
-    def _ride_large(self, session: Session) -> bool:
-        """Whether the session's next request, which is large, may leave now, and not first when nothing is owed."""
-        session.large = True
-        session.small = 0
-        large = self.large_lane(session.lane.identity)
-        if session.lane.large or large.state is LaneState.FAILING:
-            return True
-        if session.owed:
-            return False
-        self._ride_on(session, large)  # and wait there for its connection
-        session.rewire()
-        return True
-
-    def _had_large(self, session: Session) -> None:
-        """The session was given a large reply: more may follow, but on the other lane."""
-        session.small = 0
-        if session.state is SessionState.FLOWING:
-            session.large = True
-            self._change_lane(session) if not session.owed else session.rewire()
-
-    def _change_lane(self, session: Session) -> None:
-        """A session to which nothing is owed changes to the lane that is for what it moves, where that is connected."""
-        identity = session.lane.identity
-        lane = self.large_lane(identity) if session.large else self.lane(identity)
-        if lane.large and (lane.state is not LaneState.READY or lane.outdated):
-            lane = self.lane(identity)
-        throttled = session.throttled
-        if lane is not session.lane:
-            self._ride_on(session, lane)
-        session.rewire()
-        if throttled and not session.throttled:
             self.advance(session)
 
     def _throttle(self, session: Session) -> None:
@@ -644,50 +492,21 @@ class Exchange:
 
         It gets what it is owed, then the connection closes.
         """
-        if session.reading:  # otherwise the end will still be there when it is read from
-            session.ended = True
-            session.rewire()
-            self._look_at_end(session)
+        ends.end_of_input(self, session)
 
     def end_in_sight(self, session: Session) -> None:
         """The client sends no more, and more of what it sent than we keep has not been received yet.
 
         That will be received in its time. But what blocks is given up: or an element might be popped for nobody.
         """
-        if (session.lease is not None and session.lease.blocking) or _blocks(session.waiting):
-            self.depart(session)
+        ends.end_in_sight(self, session)
 
-    def _look_at_end(self, session: Session) -> None:
-        """What becomes of a session whose client sends no more, once nothing of what it sent is left."""
-        lease = session.lease
-        stream = lease.stream if lease is not None else None
-        if session.state is SessionState.LEASED and isinstance(stream, Subscriber) and stream.waits:
-            self._settle(session, None)  # a reply to a request of ours is still to come
-        elif session.state in {SessionState.LEASED, SessionState.PINNING} and stream is not None:
-            self._pin(session, None)  # the upstream is told that it ends, and decides
-        elif session.state in {SessionState.LEASED, SessionState.SETTLING} and lease is not None and lease.blocking:
-            # The same: what can be answered at once is, and the rest is given up, or an element would be popped for
-            # nobody. A WAIT that has not been answered with the requests of ours before it can't be answered at once.
-            if not lease.waits:
-                self._pin(session, session.waiting)
-            elif not lease.marks:
-                self.depart(session)
-        elif session.state is SessionState.BORROWING and self.paused and _blocks(session.waiting):
-            # Who waits for a job comes back again and again while there is a pause. Afterwards each of these requests
-            # would take one, and be there no more.
-            self.depart(session)
-        elif session.state in TAKING and not _has_more(session):
-            self._end(session, b"")
+    def drain(self) -> None:
+        """Every session ends as soon as it is owed nothing; what may go on for ever is ended."""
+        ends.drain(self)
 
-    def _last_words(self, session: Session, reply: bytes) -> None:
-        """As `_end`; behind what may take for ever the upstream reads the same, and says it itself."""
-        lease = session.lease
-        if lease is not None and (lease.stream is not None or lease.blocking):
-            self._settle(session, [])
-        else:
-            self._end(session, reply)
-
-    def _end(self, session: Session, last_words: bytes) -> None:
+    def end(self, session: Session, last_words: bytes) -> None:
+        """The session is over as soon as nothing is owed to it. (Empty: without a word.)"""
         session.last_words = last_words
         session.become(SessionState.ENDING)
         if not session.owed:
@@ -706,10 +525,14 @@ class Exchange:
         session.become(SessionState.GONE)
         session.reader = session.waiting = None
         session.peer.close()
-        self._leave_home(session)
+        self.leave_home(session)
         if session.lease is not None:
             self.leases.give_back(session)
         weigh(session)
+
+    def withdraw(self, session: Session) -> None:
+        """Of a session that is over, what is large and has not left gives way: see held.py."""
+        large.withdraw(self, session)
 
     def depart_lost(self, session: Session) -> None:
         """As `depart`, for want of the upstream."""
@@ -722,7 +545,7 @@ class Exchange:
             session.lease.in_doubt = session.lease.lane.link is not None
         self.depart(session)
 
-    def _leave_home(self, session: Session) -> None:
+    def leave_home(self, session: Session) -> None:
         """Its home, the lane that it rides, or rode before it was lent another, counts it no longer."""
         identity = session.lane.identity if session.lease is None else session.lease.home
         for lanes in (self.lanes, self.large_lanes):
@@ -732,7 +555,7 @@ class Exchange:
 
     # --- a session moves: to another lane, or to a connection of its own ---
 
-    def _settle(self, session: Session, arguments: list[bytes] | None) -> None:
+    def settle(self, session: Session, arguments: list[bytes] | None) -> None:
         """The request waits until nothing is owed (I6): a session has unanswered requests on one connection only.
 
         An empty one: what the reader holds, which no shared connection may see. None: there is no request, only the
@@ -752,206 +575,52 @@ class Exchange:
         if lease is not None and arguments is None and not lease.clean:
             session.become(SessionState.LEASED)
             return
-        need = self._need_of(session, arguments) if arguments else Need.PIN
+        need = self.need_of(session, arguments) if arguments else Need.PIN
         if lease is not None and lease.clean:
-            self._flow_again(session)
+            leased.flow_again(self, session)
             if arguments:
                 self._dispatch(session, arguments)
             elif arguments is not None:
-                self._settle(session, arguments)
-        elif need is Need.RESET and len(arguments or ()) == 1 and self._may_reset(session):
-            self._reset(session)
+                self.settle(session, arguments)
+        elif need is Need.RESET and len(arguments or ()) == 1 and moves.may_reset(self, session):
+            moves.reset(self, session)
         elif lease is not None and need is Need.WAIT and lease.stream is None and not lease.in_transaction:
             session.become(SessionState.LEASED)
-            self._dispatch_leased(session, lease, arguments or [], need)
-        elif lease is not None and need in _LEASED and lease.stream is None and lease.home == lease.lane.identity:
+            leased.dispatch(self, session, lease, arguments or [], need)
+        elif lease is not None and need in leased.GOES_ON and lease.stream is None and lease.is_at_home:
             session.become(SessionState.LEASED)  # it waited for a pause's sake
-            self._dispatch_leased(session, lease, arguments or [], need)
+            leased.dispatch(self, session, lease, arguments or [], need)
         elif lease is not None:
-            self._pin(session, arguments)  # in a transaction: what it means is only known when that has ended
+            leased.pin(self, session, arguments)  # in a transaction: what it means is only known when that has ended
         elif need in _BORROWING:
-            self._borrow(session, arguments or [])
+            leased.borrow(self, session, arguments or [])
         elif need is Need.RIDE:  # a large one
             session.become(SessionState.FLOWING)
             self._dispatch(session, arguments or [])
         else:
-            self._move(session, arguments or [], need)
+            moves.begin(self, session, arguments or [], need)
 
-    def _may_reset(self, session: Session) -> bool:
-        """(To those whom it has not let in, the upstream says itself what RESET does.)"""
-        return session.lane.authenticated or self._judge is not None
-
-    def _reset(self, session: Session) -> None:
-        if session.lease is not None:
-            self._leave_lease(session)
-        session.name = b""
-        session.locked = self._judge is not None
-        self._ride_on(session, self.lane(self.base))
-        session.become(SessionState.FLOWING)
-        session.peer.write(replies.RESET)  # last, as the client may turn out to have left
-
-    def _move(self, session: Session, arguments: list[bytes], need: Need) -> None:
-        move = None
-        if need is Need.IDENTITY and sum(map(len, arguments)) < _LONG_CREDENTIALS:
-            if self._judge is not None and arguments[0].upper() != b"SELECT":
-                answer = knock(session.lane.identity, False, arguments, self._judge)
-                if isinstance(answer, bytes):
-                    session.become(SessionState.FLOWING)
-                    session.peer.write(answer)
-                    return
-                if answer is not None:
-                    self._set_out(session, answer)
-                    return
-            move = move_of(session.lane.identity, session.lane.authenticated, arguments)
-        one_too_many = move is not None and self._is_one_too_many(move.identity)
-        if one_too_many:
-            self.say_limit(session, f"takes a connection of its own: {_LANES_IN_USE % self.limits.lanes}")
-        if move is None or one_too_many:
-            self._borrow(session, arguments)
-        else:
-            self._set_out(session, move)
-
-    def _is_one_too_many(self, identity: Identity) -> bool:
-        """The upstream has other clients too."""
-        return identity not in self.lanes and self._lanes_that_count >= self.limits.lanes
-
-    @property
-    def _lanes_that_count(self) -> int:
-        """Where strangers get a lane for each password that they guess, only those that have once been connected."""
-        if self._judge is None:
-            return len(self.lanes)
-        return sum(lane.connections > 0 for lane in self.lanes.values())
-
-    def _set_out(self, session: Session, move: Move) -> None:
-        """A session to which nothing is owed moves, if the upstream says yes."""
-        if move.identity.password is not None and self._is_one_too_many(move.identity):
-            # Through the door nobody gets a connection of his own: until the upstream has said yes, it would be ours.
-            self.say_limit(session, f"is refused: {_LANES_IN_USE % self.limits.lanes}")
-            session.become(SessionState.FLOWING)
-            self.ledgers[Kind.SHARED].refused += 1
-            session.peer.write(replies.no_lane(self.limits.lanes))
-            if not session.locked:
-                self.depart(session)  # what is behind it would run as somebody else
-            return
-        lane = self.lane(move.identity)
-        if not move.request:
-            session.locked = False
-            self._ride_on(session, lane)
-            session.become(SessionState.FLOWING)
-            session.peer.write(replies.OK)  # last, as the client may turn out to have left
-            return
-        session.become(SessionState.MOVING)
-        caller = Moving(self, session, lane, move.name)
-        if move.authenticates:
-            if not lane.has_unsent:
-                self.dirty.append(lane)
-                lane.unsent_since = self._clock()
-            lane.enqueue_first(move.request, caller)
-        else:
-            self.enqueue(lane, move.request, caller)
-
-    def _ride_on(self, session: Session, lane: Lane) -> None:
+    def ride_on(self, session: Session, lane: Lane) -> None:
         if session.throttled:
             self.resume(session)  # nothing is owed to one that moves
         session.lane.sessions.discard(session)
         session.lane = lane
         lane.sessions.add(session)
 
-    def moved(self, session: Session, lane: Lane | None) -> None:
-        """The upstream has answered the request that a MOVING session waits for; `lane` when it said yes."""
-        if session.state is not SessionState.MOVING:
-            return  # it left in the meantime
-        if lane is not None:
-            session.locked = False
-            self._ride_on(session, lane)
-        session.become(SessionState.FLOWING)
-        self.advance(session)
-
     # --- connections of their own ---
-
-    def _borrow(self, session: Session, arguments: list[bytes]) -> None:
-        if self.draining and _is_endless(arguments):
-            self.depart(session)
-        else:
-            self.leases.borrow(session, arguments)
 
     def lent(self, session: Session, lease: Lease, arguments: list[bytes]) -> None:
         """A session has got a lease, connected and under its name; nothing is owed on it. Sends what it was for."""
-        if session.throttled:
-            self.resume(session)  # nothing is owed to it
-        session.lane = lease.lane  # (its home lane still counts it)
-        session.become(SessionState.LEASED)
-        need = self._need_of(session, arguments) if arguments else None
-        if need in {Need.SUBSCRIBE, Need.PIN, Need.IDENTITY}:
-            lease.held = sum(map(len, arguments))
-        if need is Need.IDENTITY and (arguments[0].upper() != b"HELLO" or len(arguments) == 2):
-            need = Need.PIN  # refused, these change nothing; HELLO with options may have done half of them
-        match need:
-            case Need.SUBSCRIBE:
-                lease.stream = Subscriber(self, session, self._secret)
-                lease.stream.open(pack(arguments))
-            case Need.PIN if not may_have_no_reply(arguments) and not self.draining:
-                lease.stream = Verdict(self, session)
-                session.owed += 1
-                session.become(SessionState.PINNING)
-                self.send(lease.lane, pack(arguments))
-            case Need.BORROW | Need.TRANSACTION | Need.ASKING | Need.WAIT:
-                self._dispatch_leased(session, lease, arguments, need)
-            case _:
-                self._pin(session, arguments)
-                return
-        self.advance(session)  # what it sent behind may have been read already
+        leased.lent(self, session, lease, arguments)
+
+    def accepted(self, session: Session) -> None:
+        """The upstream took the request that pins, or one whose end can't be told."""
+        leased.accepted(self, session)
 
     def unsubscribed(self, session: Session) -> None:
         """A subscriber is subscribed to nothing, as far as can be seen: is its lease needed any longer?"""
         if session.state is SessionState.LEASED:
-            self._settle(session, None)
-
-    def accepted(self, session: Session) -> None:
-        """The upstream took the request that pins, or one whose end can't be told."""
-        if session.state is not SessionState.GONE:
-            arguments, session.waiting = session.waiting, None
-            self._pin(session, arguments)
-
-    def _pin(self, session: Session, arguments: list[bytes] | None) -> None:
-        """The session's lease is its own for good, and the client leaves the core with it."""
-        lease = session.lease
-        assert lease is not None
-        lane = lease.lane
-        rest = lease.stream.rest() if lease.stream is not None else lane.hand_over()
-        if rest:
-            session.peer.write(rest)
-            if session.lease is None:
-                return  # the client turned out to have left
-        session.lease = session.waiting = None
-        reader, session.reader = session.reader, None
-        unsent = b"".join(lane.unsent)
-        lane.drop_unsent()
-        pending = unsent + (pack(arguments) if arguments else b"") + (reader.pending if reader else b"")
-        self.leases.pin(lease)
-        lane.become(LaneState.CLOSED)
-        self._count_out(lane)
-        lane.waiting.discard(session)
-        self._leave_home(session)
-        session.become(SessionState.PINNED)
-        weigh(session)
-        session.peer.pin(lane, pending)
-
-    def _flow_again(self, session: Session) -> None:
-        """The session gives its lease back, and flows on the lane of its identity."""
-        self._leave_lease(session)
-        session.become(SessionState.FLOWING)
-
-    def _leave_lease(self, session: Session) -> None:
-        if session.throttled:
-            self.resume(session)
-        self._leave_home(session)
-        session.large = False
-        assert session.lease is not None
-        home = self.lane(session.lease.home)
-        self.leases.give_back(session)
-        session.lane = home
-        home.sessions.add(session)
+            self.settle(session, None)
 
     def lease_failed(self, lane: Lane, reply: bytes) -> None:
         """A leased connection could not be dialled; the reply is for whoever needed it."""
@@ -962,7 +631,7 @@ class Exchange:
         if not self.leases.is_idle(lane):
             return False
         lane.become(LaneState.CLOSED)
-        self._count_out(lane)
+        self.count_out(lane)
         return True
 
     def expire(self, now: float, patience: float) -> None:
@@ -988,12 +657,10 @@ class Exchange:
                 session.rewire()
 
     def _first_connected(self, lane: Lane) -> None:
-        if self._judge and lane.identity.password is not None and self._lanes_that_count > self.limits.lanes:
-            for session in [caller.session for _, caller in lane.first if isinstance(caller, Moving)]:
-                self.say_limit(session, f"is refused: {_LANES_IN_USE % self.limits.lanes}")
-            self._refuse(lane, replies.no_lane(self.limits.lanes))
-        else:
+        if moves.may_stay(self, lane):
             self.leases.renew(lane.identity, dialled=False)  # an older connection may lead elsewhere
+        else:
+            self._refuse(lane, replies.no_lane(self.limits.lanes))
 
     def ask_role(self, identity: Identity, *, at_once: bool) -> None:
         """A session is about to use another connection of this identity; `at_once`: one that is dialled now.
@@ -1003,13 +670,8 @@ class Exchange:
         while the other is dialled, which takes longer.
         """
         lane = self.lanes.get(identity)
-        if lane is None or lane.link is None or not lane.primary or lane.asked:
-            return
-        if at_once or self.now - lane.asked_at >= _ASK_EVERY:
-            lane.asked = True
-            lane.asked_at = self.now
-            # By what nobody is refused, and what changes nothing.
-            self.enqueue(lane, pack([b"HELLO", b"%d" % identity.protocol]), _Role(lane))
+        if lane is not None and own.may_ask_role(lane, self.now, at_once=at_once):
+            self.enqueue(lane, *own.role(lane, self.now))
 
     def keep_alive(self, now: float, idle: float) -> None:
         """Has every lane say something that has not for `idle` seconds: or it is closed (`timeout`), or dead unseen.
@@ -1018,9 +680,9 @@ class Exchange:
         """
         if self.paused:
             return
-        for lane in [*self.lanes.values(), *self.large_lanes.values()]:
+        for lane in self.shared_lanes:
             if lane.idle_for(now) >= idle:
-                self.enqueue(lane, pack([b"PING"]), _Nobody(lane))
+                self.enqueue(lane, *own.still_there(lane))
 
     @property
     def links(self) -> Iterator[Link]:
@@ -1042,9 +704,9 @@ class Exchange:
         After a failover that would be the old primary, which lacks what the new one has said +OK to. So what is for
         large values sends no more, until it is dialled anew, and the leases are not lent again.
         """
-        large = self.large_lanes.get(identity)
-        if large is not None:
-            large.outdated = True
+        other = self.large_lanes.get(identity)
+        if other is not None:
+            other.outdated = True
         self.leases.renew(identity)
 
     def flush(self, now: float) -> None:
@@ -1109,14 +771,9 @@ class Exchange:
             if lane.timing:
                 lane.time(now)
             if lane.had_large:
-                callers, lane.had_large = lane.had_large, []
-                for caller in callers:
-                    session = caller.session if isinstance(caller, Large) else caller
-                    if isinstance(session, Session):
-                        with contained(session):
-                            self._had_large(session)
+                large.have_had(self, lane)
         if lease is not None and lease.session is not None and lease.session.ended:
-            self._look_at_end(lease.session)
+            ends.look_at_end(self, lease.session)
         if lane.full:
             self._relieve(lane)
 
@@ -1128,7 +785,7 @@ class Exchange:
         lane.lose()
         if lane.exclusive:
             lane.become(LaneState.CLOSED)
-            self._count_out(lane)
+            self.count_out(lane)
             self.leases.lost(lane)
         else:
             if proven:
@@ -1139,33 +796,9 @@ class Exchange:
         """A lane could not be connected for as long as requests may wait."""
         lane.fail(why)
         if lane.large:
-            self._go_on_without(lane)
+            large.go_on_without(self, lane)
         else:
             self._answer_unsent(lane, unavailable(why))
-
-    def _go_on_without(self, large: Lane) -> None:
-        """What is large goes on beside everything else, with all its unsent requests (nothing is in flight)."""
-        home = self.lane(large.identity)
-        if large.unsent and not home.unsent:
-            self.dirty.append(home)
-        home.take_unsent(large)
-        large.full = False
-        home.waiting |= large.waiting
-        resumed: list[Session] = []
-        for session in list(large.sessions):
-            if session.lane is large:
-                session.lane = home
-            large.sessions.discard(session)
-            home.sessions.add(session)
-            with contained(session):
-                if session.throttled and session.owed <= self.limits.client // 2:
-                    self.resume(session)
-                    resumed.append(session)
-                session.rewire()
-        large.waiting.clear()
-        for session in resumed:
-            with contained(session):
-                self.advance(session)
 
     def refuse(self, lane: Lane, reply: bytes) -> None:
         """The upstream refused a lane's identity, with this reply: it goes to whoever asked to move there.
@@ -1177,9 +810,9 @@ class Exchange:
             if lane.state is LaneState.DIALLING:
                 self.fail(lane, "refused")
             return
-        large = self.large_lanes.get(lane.identity)
-        if large is not None:
-            self._refuse(large, reply)
+        other = self.large_lanes.get(lane.identity)
+        if other is not None:
+            self._refuse(other, reply)
         self._refuse(lane, reply)
 
     def _refuse(self, lane: Lane, reply: bytes) -> None:
@@ -1200,12 +833,12 @@ class Exchange:
 
     def _forget(self, lane: Lane) -> None:
         del (self.large_lanes if lane.large else self.lanes)[lane.identity]
-        self._count_out(lane)
+        self.count_out(lane)
         if not lane.large:
             self.apart.discard(lane.identity)  # nobody has it any more
             self.leases.renew(lane.identity)  # the next lane may lead elsewhere
 
-    def _count_out(self, lane: Lane) -> None:
+    def count_out(self, lane: Lane) -> None:
         self._retired[lane.exclusive] = self._retired[lane.exclusive].and_(lane)
 
     def _answer_unsent(self, lane: Lane, reply: bytes) -> None:
@@ -1225,7 +858,7 @@ class Exchange:
                     self.resume(session)
                     self.advance(session)
 
-    # --- pause ---
+    # --- pause: see pause.py ---
 
     def pause(self) -> None:
         """Holds what has not left, until `go_on`. What has is answered.
@@ -1233,17 +866,7 @@ class Exchange:
         Requests wait for as long as it takes, in their order, and within the limits there are. No connection is lent.
         A session that was lent one keeps it until its transaction is over, or what blocks is answered.
         """
-        if self.paused:
-            return
-        self.paused = True
-        for lane in [*self.lanes.values(), *self.large_lanes.values()]:
-            if lane.state is LaneState.FAILING:
-                lane.become(LaneState.DIALLING)  # its requests wait as all others do
-        self.leases.call_in()
-        for session in self.leases.queued:
-            if session.ended:
-                with contained(session):
-                    self._look_at_end(session)
+        pause.pause(self)
 
     def go_on(self, now: float) -> None:
         """Everything goes on, on new connections: the old ones may lead to an upstream that has been replaced.
@@ -1251,148 +874,13 @@ class Exchange:
         No shared lane sends before it is connected anew. To be called at a time when whoever keeps the lanes hears of
         it: those that are `outdated` are to be `replaced` as soon as nothing is in flight on them.
         """
-        if not self.paused:
-            return
-        self.paused = False
-        self.now = now
-        for lane in [*self.lanes.values(), *self.large_lanes.values()]:
-            lane.outdated = True
-        self.leases.wait_anew(now)
+        pause.go_on(self, now)
 
     def unfinished(self) -> Unfinished:
         """What is still going on upstream."""
-        in_flight = sum(len(lane.in_flight) for lane in [*self.lanes.values(), *self.large_lanes.values()])
-        in_transaction = blocked = subscribed = 0
-        for lease in self.leases.of.values():
-            if isinstance(lease.stream, Subscriber):
-                subscribed += 1
-            elif lease.blocking and not lease.in_transaction:
-                blocked += 1
-            elif lease.session is not None and not lease.clean and lease.stream is None:
-                in_transaction += 1
-            elif lease.stream is not None:  # a verdict
-                in_flight += 1
-            else:
-                in_flight += len(lease.lane.in_flight) + len(lease.lane.callers)
-        return Unfinished(in_flight, in_transaction, blocked, subscribed, self.leases.pinned)
-
-    def drain(self) -> None:
-        """Every session ends as soon as it is owed nothing; what may go on for ever is ended."""
-        self.draining = True
-        for session in self.sessions:
-            with contained(session):
-                self._drain_session(session)
-
-    def _drain_session(self, session: Session) -> None:
-        lease = session.lease
-        waits_for_ever = session.state is SessionState.BORROWING and _is_endless(session.waiting)
-        if waits_for_ever or (lease is not None and (lease.blocking or isinstance(lease.stream, Subscriber))):
-            self.depart(session)
-        elif session.state is SessionState.PINNING:
-            self._pin(session, None)  # the upstream is told that no more comes, and decides
-        elif session.state in TAKING and not _has_more(session):
-            self._end(session, b"")
-
-
-def _has_more(session: Session) -> bool:
-    """Whether some of what it sent may be requests that are still to be taken, once it is resumed."""
-    return session.throttled and session.reader is not None
+        return pause.unfinished(self)
 
 
 def _holds_enough(session: Session) -> bool:
     """Whether no more is kept for it until what it waits for has come."""
     return session.state in _HOLDING and session.reader is not None and session.reader.held > HELD_LIMIT
-
-
-def _blocks(arguments: list[bytes] | None) -> bool:
-    if not arguments:
-        return False
-    return arguments[0].upper() in BLOCKING and need_of(arguments) is not Need.RIDE
-
-
-def _is_endless(arguments: list[bytes] | None) -> bool:
-    """Whether a drain can't wait for what a request asks for."""
-    if not arguments:
-        return False
-    return _blocks(arguments) or need_of(arguments) in {Need.SUBSCRIBE, Need.WAIT}
-
-
-class _Nobody(Ours):
-    """A place in the FIFO for our own PING."""
-
-    __slots__ = ()
-
-    def write(self, data: bytes) -> None:
-        """Any reply will do."""
-        del data
-        self.count()
-
-    write_more = write
-
-    def lost(self) -> None:
-        """Nobody is told."""
-
-
-class _Role(Ours):
-    """A place in the FIFO of a lane for our own HELLO: the reply says whether the upstream is a replica."""
-
-    __slots__ = ()
-
-    def write(self, data: bytes) -> None:
-        self.count()
-        self.lane.asked = False
-        if ROLE_REPLICA in data:
-            self.lane.turned_away = True
-
-    write_more = write
-
-    def lost(self) -> None:
-        self.lane.asked = False
-
-
-class Moving:
-    """A place in the FIFO of a new lane, for the request that asks to move there."""
-
-    __slots__ = ("_exchange", "_is_ours", "_lane", "_name", "_said_yes", "owed", "session")
-
-    def __init__(self, exchange: Exchange, session: Session, lane: Lane, name: bytes | None) -> None:
-        self._exchange = exchange
-        self.session = session
-        self._lane = lane
-        self._name = name
-        self._said_yes = False
-        self._is_ours = False
-        self.owed = 0
-        session.owed += 1
-
-    def write(self, data: bytes) -> None:
-        self._said_yes = not data.startswith(b"-")
-        self._is_ours = data.startswith(replies.OURS)
-        session = self.session
-        session.owed -= not self.owed
-        session.write(data)
-        self._look()
-
-    def write_more(self, data: bytes) -> None:
-        session = self.session
-        session.owed -= not self.owed
-        session.write_more(data)
-        self._look()
-
-    def _look(self) -> None:
-        if self.owed:
-            return
-        session = self.session
-        if self._is_ours:
-            # The upstream has not been asked. What is behind it would run in another database, or as somebody else.
-            self._exchange.depart_lost(session)
-            return
-        if self._said_yes and self._name is not None:
-            session.name = self._name
-        self._exchange.moved(session, self._lane if self._said_yes else None)
-
-    def lost(self) -> None:
-        self.session.lost()
-
-    def fail(self, fault: Exception) -> None:
-        self.session.fail(fault)

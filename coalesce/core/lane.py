@@ -55,10 +55,6 @@ LARGE = 128 * 1024
 # What an upstream says that is not, or not at the moment, the one that should be there: after a failover, the next
 # connection to the same name may lead to the one that is.
 _TURNED_AWAY = (b"-READONLY", b"-LOADING", b"-MASTERDOWN")
-# What HELLO is answered, in part.
-ROLE_PRIMARY = b"\r\nrole\r\n$6\r\nmaster\r\n"
-ROLE_REPLICA = b"\r\nrole\r\n$7\r\nreplica\r\n"
-
 
 _PING = pack([b"PING"])
 

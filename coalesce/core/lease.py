@@ -81,6 +81,11 @@ class Lease:
         in_use = self.in_transaction or self._watching or self.asking or self.in_doubt
         return not in_use and (self.stream is None or self.stream.over)
 
+    @property
+    def is_at_home(self) -> bool:
+        """Whether it is in the database of its session, too."""
+        return self.home == self.lane.identity
+
     def unblocked(self) -> None:
         """A request that might have blocked is answered: behind what may take for ever, the client was read from."""
         self.blocking -= 1

@@ -13,9 +13,12 @@ without the upstream (QUIT; AUTH to coalesce).
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from coalesce.core.histogram import Histogram
+
+if TYPE_CHECKING:
+    from coalesce.core.lane import Lane
 
 
 class Kind(enum.Enum):
@@ -63,3 +66,23 @@ class Ledger:
         delivered = self.sent - in_flight - self.own - self.swallowed - self.failed
         swallowed, failed = self.swallowed + self.withdrawn, self.failed + self.stranded
         return Outcomes(delivered, swallowed, failed, self.refused)
+
+
+class Totals(NamedTuple):
+    """What lanes have carried."""
+
+    lanes: int = 0
+    commands: int = 0
+    batches: int = 0
+    largest: int = 0  # batch
+    own: int = 0  # commands, which no client asked for
+
+    def and_(self, lane: Lane) -> Totals:
+        """One lane more; one that has carried nothing was refused, or had no upstream."""
+        return Totals(
+            self.lanes + (lane.batches > 0),
+            self.commands + lane.commands - lane.own,
+            self.batches + lane.batches,
+            max(self.largest, lane.largest),
+            self.own + lane.own,
+        )

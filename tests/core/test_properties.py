@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 import coalesce.core.exchange as exchange_module
+from coalesce.core import large as large_lanes
+from coalesce.core import leased
 from coalesce.core.errors import UNMARKED, UpstreamError, no_lease
 from coalesce.core.exchange import Exchange
 from coalesce.core.held import Large
@@ -53,6 +55,7 @@ def small_limits() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exchange_module, "HELD_LIMIT", HELD_LIMIT)
         patch.setattr(exchange_module, "LARGE", LARGE)
+        patch.setattr(leased, "LARGE", LARGE)
         yield
 
 
@@ -884,7 +887,7 @@ class Proxy(RuleBasedStateMachine):
     @step(which=pick)
     def fails(self, which: int) -> None:
         lane = self.some_lane(which, LaneState.DIALLING)
-        if lane is not None:
+        if lane is not None and (lane.exclusive or not self.exchange.paused):  # for a pause, the keeper waits
             self.world.failed.add(lane.identity)
             if lane.exclusive:
                 self.exchange.lease_failed(lane, outage(lane.identity))
@@ -974,7 +977,7 @@ class Proxy(RuleBasedStateMachine):
     @step(who=pick)
     def was_given_a_large_reply(self, who: int) -> None:
         client = self.clients[who % len(self.clients)]
-        self.exchange._had_large(client.session)
+        large_lanes.had(self.exchange, client.session)
 
     @step(which=pick)
     def replies_one_by_one(self, which: int) -> None:

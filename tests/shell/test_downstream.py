@@ -15,12 +15,13 @@ import pytest
 import trio
 import trio.testing
 
-from coalesce import downstream, tls
+from coalesce import downstream, listening, tls
 from coalesce.config import Config, TcpAddress, UnixAddress, parse_upstream
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.core.session import SessionState
-from coalesce.downstream import Clients, close_listener, open_listeners
+from coalesce.downstream import Clients
+from coalesce.listening import close_listener, open_listeners
 from coalesce.poller import READABLE, Poller
 from tests.core.fakes import RecordingLink
 from tests.system.certificates import Authority
@@ -353,7 +354,7 @@ def test_who_resets_before_he_is_accepted_is_no_line_in_the_log(
 def test_a_port_that_is_taken_on_another_address_of_the_name_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system picks one that is free on the first."""
     local = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, 0)) for host in ("127.0.0.1", "127.0.0.2")]
-    monkeypatch.setattr(downstream, "_resolve", lambda _: local)
+    monkeypatch.setattr(listening, "_resolve", lambda _: local)
     with ExitStack() as stack:
         taken: list[int] = []
         bind = socket.socket.bind

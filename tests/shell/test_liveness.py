@@ -16,7 +16,8 @@ from coalesce.config import Config, TcpAddress, Upstream
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.dial import Dialler
-from coalesce.downstream import Clients, open_listeners
+from coalesce.downstream import Clients
+from coalesce.listening import open_listeners
 from coalesce.liveness import Stopwatch, keep_alive, look_after_clients
 from coalesce.poller import READABLE, Poller
 from tests.core.fakes import RecordingLink

@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from coalesce.config import Config, TcpAddress, UnixAddress, parse_upstream
+from coalesce.core import moves
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity, move_of
 from coalesce.dial import DialError, Dialler, Refused, told
@@ -842,9 +843,9 @@ async def test_secrets_are_not_in_the_traceback_of_a_fault(guarded, monkeypatch,
     with trio.fail_after(10), logging_to_stderr(logging.DEBUG):
         async with trio.open_nursery() as nursery:
             (address,) = await nursery.start(Server(config).serve)
-            for name in ("_move", "connected"):
+            for owner, name in ((moves, "begin"), (Exchange, "connected")):
                 with monkeypatch.context() as patch:
-                    patch.setattr(Exchange, name, faulty)
+                    patch.setattr(owner, name, faulty)
                     async with await trio.open_tcp_stream(address.host, address.port) as client:
                         await client.send_all(pack("AUTH", "ada", "ada-secret"))
                         with trio.move_on_after(1):  # closed, or it waits for a lane that comes to nothing

@@ -13,6 +13,8 @@ import trio
 
 from coalesce import server
 from coalesce.config import Config, TcpAddress, Upstream, parse_address
+from coalesce.connection import Connection
+from coalesce.core import ends
 from coalesce.core.exchange import Exchange
 from coalesce.core.lane import LARGE, Lane
 from coalesce.core.lease import Leases
@@ -24,7 +26,6 @@ from coalesce.liveness import Pulse
 from coalesce.pin import Pin
 from coalesce.server import Server
 from coalesce.tally import Closed, Lost
-from coalesce.upstream import Connection
 
 from .certificates import Authority
 from .versions import OLDEST_AND_NEWEST
@@ -362,7 +363,9 @@ async def test_while_a_pinned_client_is_served(upstream, monkeypatch, caplog):
     check(caplog, coalesce, f"client c2, pinned to u1: {CLOSED}")
 
 
-@pytest.mark.parametrize("what", [(Connection, "release"), (server, "Pin"), (Server, "_run_pin")], ids=lambda it: it[1])
+@pytest.mark.parametrize(
+    "what", [(Connection, "release"), (Pin, "__init__"), (Server, "_run_pin")], ids=lambda it: it[1]
+)
 async def test_while_a_client_is_pinned(upstream, monkeypatch, caplog, what):
     """Both its connections are closed, and its place and its lease are for somebody else."""
     async with serving(upstream, max_clients=2, max_leases=1) as coalesce:
@@ -519,7 +522,7 @@ async def test_while_a_drain_ends_one_client(upstream, monkeypatch, caplog):
     async with serving(upstream) as coalesce:
         for _ in range(3):
             assert await (await coalesce.connect()).ask("PING") == PONG
-        Faulty(monkeypatch, Exchange, "_drain_session", always, 1)
+        Faulty(monkeypatch, ends, "_drain_session", always, 1)
     assert len(faults(caplog)) == 1
     assert re.fullmatch(rf"client c\d: {CLOSED}", faults(caplog)[0])
     check(caplog, coalesce, *faults(caplog))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import hiredis
 import pytest
 
 from tests.transcripts.core_player import CorePlayer
 from tests.transcripts.notation import parse
 from tests.transcripts.socket_player import SocketPlayer
 
-from .processes import running_coalesce
+from .processes import DEADLINE, running_coalesce
 from .versions import NEWEST
 from .wire import pack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .processes import Executable
 
 
@@ -22,6 +28,26 @@ if TYPE_CHECKING:
 def executable(request: pytest.FixtureRequest) -> Executable:
     """What is printed is what coalesce was told, whichever server it is."""
     return request.param
+
+
+def say_too_much(listener: socket.socket) -> None:
+    """An upstream that takes the handshake, and gives the first GET two replies and a half."""
+
+    def serve(sock: socket.socket) -> None:
+        with sock, suppress(OSError):
+            sock.settimeout(DEADLINE)
+            reader = hiredis.Reader()
+            while data := sock.recv(4096):
+                reader.feed(data)
+                while request := reader.gets():
+                    if request[0] == b"GET":
+                        sock.sendall(b"$1\r\nv\r\n+one too many\r\n$5\r\nha")
+                    else:
+                        sock.sendall(b"+PONG\r\n" if request[0] == b"PING" else b"-ERR unknown command\r\n")
+
+    with suppress(OSError):  # until it is closed
+        while True:
+            threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 
 
 def converse(coalesce) -> None:
@@ -43,32 +69,104 @@ def converse(coalesce) -> None:
         first.rest()
 
 
+def borrow(coalesce) -> None:
+    """With connections of their own, for a while and for good."""
+    with coalesce.connect() as first, coalesce.connect() as second:
+        assert first.ask("SET", "n", "1") == b"+OK\r\n"
+        assert first.ask("WATCH", "n") == b"+OK\r\n"
+        assert first.ask("MULTI") == b"+OK\r\n"
+        assert first.ask("INCR", "n") == b"+QUEUED\r\n"
+        assert second.ask("GET", "n") == b"$1\r\n1\r\n"
+        assert first.ask("EXEC") == b"*1\r\n:2\r\n"
+        assert second.ask("CLIENT", "SETNAME", "second") == b"+OK\r\n"
+        assert second.ask("BLPOP", "list", "0.01") in {b"*-1\r\n", b"$-1\r\n"}
+        first.send(pack("MULTI") + pack("INCR", "n") + pack("EXEC") + pack("GET", "n"))
+        assert first.replies(4)[-1] == b"$1\r\n3\r\n"
+        with coalesce.connect() as third:
+            third.send(pack("SUBSCRIBE", "news"))
+            assert third.reply().startswith(b"*3")
+            assert first.ask("PUBLISH", "news", "a message") == b":1\r\n"
+            assert third.reply().endswith(b"a message\r\n")
+            third.send(pack("UNSUBSCRIBE", "news"))
+            assert third.reply().startswith(b"*3")
+            assert third.ask("GET", "n") == b"$1\r\n3\r\n"
+        first.send(pack("QUIT"))
+        first.rest()
+        second.send(pack("QUIT"))
+        second.rest()
+
+
+def pin(coalesce) -> None:
+    with coalesce.connect() as first:
+        assert first.ask("PING") == b"+PONG\r\n"  # so that u0 stands, as it does for the players
+        assert first.ask("CLIENT", "REPLY", "ON") == b"+OK\r\n"
+        assert first.ask("SET", "k", "a secret") == b"+OK\r\n"
+        first.send(pack("GET", "k") + pack("GET", "none"))
+        assert first.replies(2) == [b"$8\r\na secret\r\n", b"$-1\r\n"]
+        first.send(pack("QUIT"))
+        first.rest()
+
+
 @pytest.fixture
 def traced(upstream, capfd):
-    """What is printed of that conversation, with these flags."""
+    """What is printed of a conversation, with these flags."""
 
-    def traced(*flags: str) -> list[str]:
+    def traced(*flags: str, talk: Callable = converse) -> list[str]:
         with upstream.connect() as control:
             control.ask("FLUSHALL")
         with running_coalesce(upstream.url, *flags) as coalesce:
-            converse(coalesce)
+            talk(coalesce)
             coalesce.stop()
         return capfd.readouterr().out.splitlines()
 
     return traced
 
 
-async def test_what_is_printed_can_be_played(traced):
-    lines = traced("--trace-values")
-    (transcript,) = parse("\n".join(["== a real run", *lines]))
+@pytest.mark.parametrize("talk", [converse, borrow, pin])
+async def test_what_is_printed_can_be_played(traced, talk):
+    lines = traced("--trace-values", talk=talk)
+    (transcript,) = parse("\n".join(lines))
     CorePlayer(transcript, lambda data: [data]).play()
-    CorePlayer(transcript, lambda data: [bytes((byte,)) for byte in data]).play()
+    if talk is converse:
+        CorePlayer(transcript, lambda data: [bytes((byte,)) for byte in data]).play()
+    await SocketPlayer(transcript, lambda data: [data]).play()
+
+
+def test_what_a_pinned_client_says_is_printed(traced):
+    lines = traced("--trace-values", talk=pin)
+    at = lines.index("c1 pinned u1")
+    for line in ("c1 >> GET k", "u1 << GET k", "u1 >> $8 a secret", "c1 << $8 a secret", "c1 closed"):
+        assert line in lines[at:]
+    hidden = traced("--trace", talk=pin)
+    assert "u1 >> $<8>" in hidden
+    assert "secret" not in "\n".join(hidden)
+
+
+async def test_a_desync_can_be_played(capfd):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        upstream = threading.Thread(target=say_too_much, args=(listener,), daemon=True)
+        upstream.start()
+        with running_coalesce(f"127.0.0.1:{listener.getsockname()[1]}", "--trace-values") as coalesce:
+            with coalesce.connect() as client:
+                client.send(pack("GET", "k"))
+                client.rest()
+            coalesce.end()
+        listener.shutdown(socket.SHUT_RDWR)
+        upstream.join(DEADLINE)
+    lines = capfd.readouterr().out.splitlines()
+    lost = lines.index("u0 closed")
+    assert lines[lost - 2 : lost] == ["u0 >> b'$1\\r\\nv\\r\\n+one too many\\r\\n'", "u0 >> b'$5\\r\\nha'"]
+    (transcript,) = parse("\n".join(lines))
+    CorePlayer(transcript, lambda data: [data]).play()
     await SocketPlayer(transcript, lambda data: [data]).play()
 
 
 def test_keys_and_values_are_hidden(traced):
     lines = traced("--trace")
-    assert lines[:4] == ["c1 >> SET <5> <7>", "u0 << SET <5> <7>", "u0 >> +OK", "c1 << +OK"]
+    assert lines[0].startswith("== traced ")
+    assert lines[1].startswith("options whole=1")
+    said = [line for line in lines[2:] if not line.startswith("options ")]
+    assert said[:4] == ["c1 >> SET <5> <7>", "u0 << SET <5> <7>", "u0 >> +OK", "c1 << +OK"]
     text = "\n".join(lines)
     assert "u1 connects - db=3 resp2" in lines
     assert "c2 << -WRONGTYPE <" in text

@@ -12,9 +12,10 @@
     u1 closed                 coalesce has closed it
     c1 pinned u1              client 1 has this connection for good
 
-A request is words, sent as an array of bulk strings. A reply is one line for the types that are a line (`+OK`,
-`-ERR no such key`, `:3`); bulk strings are `$` length, a space and so many characters; aggregates are followed by their
-elements (`*2 $1 a :7`). A Python bytes literal stands for itself anywhere: b'*1\\r\\n'. Connection u0 stands from the
-beginning. `options lane_limit=4` comes first; with `whole=1` the bytes are not cut. At the
-end nobody may have received anything more than was written down.
+A request is words, sent as an array of bulk strings. A reply is one line for the types that are a line (`+OK`, `-ERR no
+such key`, `:3`); bulk strings are `$` length, a space and so many characters; aggregates are followed by their elements
+(`*2 $1 a :7`). A Python bytes literal stands for itself anywhere: b'*1\\r\\n'. Connection u0 stands from the beginning.
+`options lane_limit=4` comes first; with `whole=1` the bytes are not cut, with `primary=1` the upstream says that it is
+one: then it is asked again, by a HELLO, when a session is about to use another connection. At the end nobody may have
+received anything more than was written down.
 """

@@ -102,7 +102,7 @@ class CorePlayer:
             lane=options.get("lane_limit", 10_000),
             client=options.get("client_limit", 1_024),
             lanes=options.get("max_lanes", 128),
-            leases=options.get("max_leases", 10),
+            leases=options.get("max_leases", 1_000),
             hold_below=0,
         )
         self._exchange = Exchange(
@@ -153,7 +153,10 @@ class CorePlayer:
             case "u", "refuses":
                 self._exchange.refuse(self._lane(step.who), step.data)
             case "u", "closed":
-                assert self._lane(step.who).state is LaneState.CLOSED
+                lane = self._lane(step.who)
+                assert lane.state is LaneState.CLOSED or lane.link is None
+            case "u", "lost" if step.who in self._pins:
+                self._pins.pop(step.who).closed = True
             case "u", "lost":
                 self._exchange.lose(self._lane(step.who))
             case _:
@@ -170,6 +173,7 @@ class CorePlayer:
     def _connect(self, who: str, *, authenticated: bool) -> Lane:
         lane = self._lane(who)
         lane.authenticated = authenticated
+        lane.primary = bool(self._transcript.options.get("primary"))
         self._sent[who] = b""
         self._exchange.connected(lane, CoreLink(self, who), round_trip=0.0)
         return lane

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _DEADLINE = 5
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _HELLO = b"*4\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$6\r\n7.0.15\r\n"
+_HELLO_PRIMARY = b"*6" + _HELLO.removeprefix(b"*4") + b"$4\r\nrole\r\n$6\r\nmaster\r\n"
 _INCOMPLETE = object()
 
 
@@ -63,6 +64,7 @@ class Upstream_:  # noqa: N801 (Upstream is the product's)
         self._listener = listener
         self.refusal: bytes | None = None
         self.unauthenticated = False
+        self.primary = False
 
     @property
     def port(self) -> int:
@@ -92,7 +94,9 @@ class Upstream_:  # noqa: N801 (Upstream is the product's)
                 case [b"HELLO", version, *_]:
                     protocol = int(version)
                     greeted = True
-                    reply = b"-NOAUTH HELLO must be called...\r\n" if self.unauthenticated else _HELLO
+                    reply = _HELLO_PRIMARY if self.primary else _HELLO
+                    if self.unauthenticated:
+                        reply = b"-NOAUTH HELLO must be called...\r\n"
                 case [b"PING"]:
                     reply = b"-NOAUTH Authentication required.\r\n"
                 case [b"SELECT", number]:
@@ -124,6 +128,7 @@ class SocketPlayer:
         listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
         self._upstream = Upstream_(listener)
         self._upstream.unauthenticated = bool(options.pop("unauthenticated", 0))
+        self._upstream.primary = bool(options.pop("primary", 0))
         options.pop("whole", None)
         if options.pop("locked", 0):
             passwords = directory / "passwords"
