@@ -99,8 +99,9 @@ def test_the_process_as_prometheus_has_it(coalesce: Coalesce) -> None:
         if counted:
             with coalesce.connect() as one, coalesce.connect() as other:
                 assert one.ask("PING") == other.ask("PING") == b"+PONG\r\n"
-                # One more is the connection of whoever asks.
-                eventually(lambda: ours()["process_open_fds"] == wanted["process_open_fds"] + 3)
+                # One more is the connection of whoever asks, unless it is still there when the others are counted.
+                eventually(lambda: ours()["process_open_fds"] == theirs()["process_open_fds"] + 1)
+                assert theirs()["process_open_fds"] >= 20
         else:
             del wanted["process_open_fds"]
     assert found.keys() == wanted.keys()
@@ -108,7 +109,7 @@ def test_the_process_as_prometheus_has_it(coalesce: Coalesce) -> None:
         assert found[name] == pytest.approx(wanted[name])
     for name in ("process_virtual_memory_bytes", "process_resident_memory_bytes"):
         assert found[name] == pytest.approx(wanted[name], rel=0.2)
-    assert 0 < wanted["process_cpu_seconds_total"] <= found["process_cpu_seconds_total"]
+    assert 0 < wanted["process_cpu_seconds_total"] <= found["process_cpu_seconds_total"] + 0.001
 
 
 def test_commands_and_batches(coalesce: Coalesce) -> None:
