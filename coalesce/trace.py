@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 from coalesce.config import Config
@@ -71,7 +70,7 @@ def heading(config: Config) -> list[str]:
     usual = {field.name: field.default for field in fields(Config)}
     limits = [f"{name}={getattr(config, name)}" for name in _LIMITS if getattr(config, name) != usual[name]]
     door = [] if config.client_password_file is None else ["locked=1"]
-    return [f"== traced {datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}", " ".join(["options", "whole=1", *limits, *door])]
+    return ["== traced", " ".join(["options", "whole=1", *limits, *door])]
 
 
 def show_identity(username: bytes | None, password: bytes | None, database: int, protocol: int) -> str:

@@ -406,7 +406,8 @@ class Client:
         if self.pinned_to is not None:
             self.pinned_to.end_input()
         elif self.reading:
-            self.cut_off |= self.awaits(b"WAIT")  # given up, unless it is answered at once
+            # Given up: WAIT unless it is answered at once, others in a pause, where none is.
+            self.cut_off |= any(map(self.awaits, BLOCKING if self.world.exchange.paused else {b"WAIT"}))
             self.world.exchange.end_of_input(self.session)
         else:
             self.cut_off |= any(map(self.awaits, BLOCKING))  # given up
@@ -1103,6 +1104,8 @@ class Proxy(RuleBasedStateMachine):
 
     @step()
     def pauses(self) -> None:
+        for client in self.clients:
+            client.cut_off |= client.half_closed and any(map(client.awaits, BLOCKING))
         self.exchange.pause()
         leases = self.exchange.leases.of.values()
         self.world.lent_before = {it.session for it in leases if it.session is not None}
