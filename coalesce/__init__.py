@@ -42,8 +42,8 @@ nobody new, what was read is answered, by a deadline.
 
 Whoever looks pays for it. A command that takes the usual way is counted nowhere: what became of it follows from what
 is counted where something else becomes of one (`core/ledger.py`), a batch costs some additions, and all else is
-computed when it is asked for, from one look at the server (`figures.py`). What traces takes the places of what does
-not, as subclasses, when a server is made; so nobody asks whether he is traced.
+computed when it is asked for, from one look at the server (`admin/figures.py`). What traces takes the places of what
+does not, as subclasses, when a server is made; so nobody asks whether he is traced.
 
 The invariants
 --------------
@@ -74,16 +74,12 @@ a reply ends), `core/errors.py` (every byte that we author), `core/containment.p
 The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `listening.py` (listeners and addresses),
 `memory.py` (the bound over all clients), `tls.py` (a socket like any other, and certificates), `greeting.py` (clients
 in the TLS handshake), `dial.py` (new connections), `passwords.py`, `watched.py` (files that change), `connection.py` (a
-lane's connection), `upstream.py` (... and its next), `liveness.py` (whose host is silent), `bytestream.py` and `pin.py`
-(pinned clients), `server.py` (the tree of tasks, signals, pause, drain), `faults.py` (our own, said and counted),
-`logs.py`.
+lane's connection), `upstream.py` (... and its next), `keepalive.py` (what the kernel finds out by itself),
+`liveness.py` (whose host is silent), `bytestream.py` and `pin.py` (pinned clients), `server.py` (the tree of tasks,
+signals, pause, drain), `faults.py` (our own, said and counted), `logs.py`.
 
-How it is told what to do: `__main__.py`, `command_line.py`, `options.py` (every setting, declared once), `config.py`
-(what a run is told, and why each default), `config_file.py` (TOML), `embedded.py` (a private upstream), `build.py`
-(which coalesce this is), `check.py` and `ask.py` (the other commands).
+How it is told what to do: `__main__.py`, `config.py` (what a run is told, and why each default), `build.py` (which
+coalesce this is), and `cli/`.
 
-For whoever looks at it: `admin.py` (HTTP), `tally.py` (what the shell counts), `figures.py` (one look at a server),
-`process.py` (what the kernel says of the process), `metrics.py` and `status.py` (all that as text and as JSON),
-`wrong.py` (what is wrong, in words), `page/` (the status page), `top.py` (the same in a terminal), `trace.py`
-(transcripts of a live one).
+For whoever looks at it: `tally.py` (what the shell counts), `trace.py` (transcripts of a live one), and `admin/`.
 """

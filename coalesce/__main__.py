@@ -27,7 +27,7 @@ def main() -> None:
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # (in the background, it may be ignored)
     if ours:
         signal.signal(signal.SIGINT, _end_at_once)
-    from coalesce.command_line import run_command_line  # noqa: PLC0415 (see above)
+    from coalesce.cli.command_line import run_command_line  # noqa: PLC0415 (see above)
 
     try:
         if ours:

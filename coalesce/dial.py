@@ -20,7 +20,7 @@ from coalesce.config import UnixAddress
 from coalesce.core.errors import OPEN_TO_ALL, UpstreamError
 from coalesce.core.own import ROLE_PRIMARY, ROLE_REPLICA
 from coalesce.core.resp import CRLF, pack, reply_end
-from coalesce.liveness import keep_alive, repeat_often
+from coalesce.keepalive import keep_alive, repeat_often
 from coalesce.passwords import PasswordFileError, read_password
 from coalesce.tally import Dial, Tally
 from coalesce.tls import NO_TLS, server_name, tls_reason, upstream_certificates, wrap

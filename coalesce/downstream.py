@@ -23,8 +23,9 @@ from coalesce.config import TcpAddress
 from coalesce.core.containment import contained
 from coalesce.core.errors import MAX_CLIENTS
 from coalesce.greeting import Greetings
+from coalesce.keepalive import keep_alive, keep_place
 from coalesce.listening import close_listener
-from coalesce.liveness import Pulse, keep_alive, keep_place
+from coalesce.liveness import Pulse
 from coalesce.memory import Memory
 from coalesce.poller import END_OF_INPUT, ERROR, HANG_UP, READABLE, WRITABLE
 from coalesce.tally import Closed

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coalesce.config import TcpAddress, UnixAddress
-from coalesce.liveness import look_after_clients
+from coalesce.keepalive import look_after_clients
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ _PORTS_TRIED = 20
 
 def is_loopback(address: TcpAddress) -> bool:
     """Whether only this host can reach it, by any of its addresses. (A name may get one later.) Raises OSError."""
-    return all(_ip(where[0]).is_loopback for *_, where in _resolve(address))
+    return all(ip(where[0]).is_loopback for *_, where in _resolve(address))
 
 
 def is_of_this_host(address: Address) -> bool:
@@ -43,10 +43,10 @@ def is_of_this_host(address: Address) -> bool:
     except OSError:
         return False
     # Who connects to 0.0.0.0 or :: connects to loopback.
-    return all(_ip(where[0]).is_loopback or _ip(where[0]).is_unspecified for *_, where in found)
+    return all(ip(where[0]).is_loopback or ip(where[0]).is_unspecified for *_, where in found)
 
 
-def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+def ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """What it leads to: IPv4, where that is written as IPv6."""
     found = ipaddress.ip_address(text)
     return (found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None) or found

@@ -15,11 +15,11 @@ Those that serve everybody (`Poller.run`, `expire`, `watch`, `watch_clients`) be
 
 from __future__ import annotations
 
+import enum
 import logging
 import resource
 import secrets
 import signal
-from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from time import perf_counter
@@ -35,15 +35,14 @@ from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.dial import DialError, Dialler, NotLetInError, Refused
 from coalesce.downstream import Client, Clients
-from coalesce.figures import SHARED_KINDS, Figures, State, lane_figures, merged
 from coalesce.listening import close_listener, is_loopback, is_of_this_host, open_listeners
 from coalesce.liveness import watch, watch_clients
-from coalesce.logs import dropped, trace
+from coalesce.logs import trace
 from coalesce.memory import Memory
 from coalesce.passwords import ClientPasswords, PasswordFileError
 from coalesce.pin import Pin, Pinned
 from coalesce.poller import Poller
-from coalesce.tally import Closed, Dial, Lost, Side
+from coalesce.tally import Closed, Lost
 from coalesce.tls import CertificateError, listener_certificates
 from coalesce.upstream import Keeper
 
@@ -70,6 +69,15 @@ _STOOD_STILL = 0.5
 _AFTER_A_FAULT = 1.0
 # Seconds between two looks whether what was begun before a pause is finished.
 _LOOK_AGAIN = 5e-3
+
+
+class State(enum.Enum):
+    """What a server does."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    PAUSED = "paused"
+    DRAINING = "draining"
 
 
 class StartError(Exception):
@@ -144,7 +152,7 @@ class Server:
 
     def __init__(self, config: Config, secret: Callable[[], bytes] = _secret) -> None:
         """Raises StartError."""
-        self._config = config
+        self.config = config
         upstream = config.upstream
         try:
             self.poller = Poller()  # (who shares the thread with it says so: `others_in_a_hurry`)
@@ -160,21 +168,21 @@ class Server:
         self.started = False
         self._draining = False
         self._end = trio.Event()  # asked for by other means than a signal
-        self._software: str | None = None
-        self._addresses: list[Address] = []
-        self._began = perf_counter()
+        self.software: str | None = None
+        self.addresses: list[Address] = []
+        self.began = perf_counter()
         base = Identity(None, None, upstream.database, 2)
         limits = Limits(config.lane_limit, config.client_limit, config.max_lanes, config.max_leases, config.hold_below)
         exchange, client, connection, self._pin = _traced(config) if config.trace or config.trace_values else _PLAIN
-        self._exchange = exchange(
+        self.exchange = exchange(
             base, self._open_lane, limits, secret, judge, self._say_fault, perf_counter, _say_limit
         )
         # (An identity has a lane, and another for what is large.)
         max_clients = allowed_clients(config.max_clients, config.max_leases + 2 * config.max_lanes + _OTHER_DESCRIPTORS)
-        self._memory = Memory(config.clients_memory, self.poller)
-        self._keeper = Keeper(self._exchange, self.poller, self._dialler, config.upstream_wait)
-        self._clients = Clients(
-            self._exchange,
+        self.memory = Memory(config.clients_memory, self.poller)
+        self._keeper = Keeper(self.exchange, self.poller, self._dialler, config.upstream_wait)
+        self.clients = Clients(
+            self.exchange,
             self.poller,
             max_clients,
             config.outbox_limit,
@@ -182,9 +190,9 @@ class Server:
             certificates,
             config.connect_timeout,
             config.client_silence,
-            self._memory,
+            self.memory,
         )
-        self._clients.client, self._keeper.connection = client, connection
+        self.clients.client, self._keeper.connection = client, connection
 
     async def serve(self, task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED) -> Summary:
         """Runs until a signal has been seen and what is owed has been delivered. Raises StartError.
@@ -192,9 +200,9 @@ class Server:
         Has started, with the addresses listened on, when clients can connect.
         """
         self._look_at_listeners()
-        self._software = await self._look_at_upstream()
-        listeners, self._addresses = self._listen()
-        where = ", ".join(map(str, self._addresses))
+        self.software = await self._look_at_upstream()
+        listeners, self.addresses = self._listen()
+        where = ", ".join(map(str, self.addresses))
         clean = False
         with (
             closing(self.poller),
@@ -211,19 +219,19 @@ class Server:
                     self._open_lane(lane)
                 accepting = trio.CancelScope()
                 nursery.start_soon(self._accept, listeners, accepting)
-                log.info("listening on %s; upstream %s (%s)", where, self._config.upstream.address, self._software)
+                log.info("listening on %s; upstream %s (%s)", where, self.config.upstream.address, self.software)
                 self.started = True
-                task_status.started(self._addresses)
+                task_status.started(self.addresses)
                 try:
                     await self._until_the_end(signals)
                     accepting.cancel()
-                    self._clients.take_no_more()  # the tasks that accept may not be the next to run
+                    self.clients.take_no_more()  # the tasks that accept may not be the next to run
                     clean = await self._drain(signals)
                 finally:
-                    self._clients.close_all()
+                    self.clients.close_all()
                 nursery.cancel_scope.cancel()
-        shared, leased = (self._exchange.totals(exclusive=exclusive) for exclusive in (False, True))
-        return Summary(shared, leased, self._clients.accepted, self.faults.count, clean)
+        shared, leased = (self.exchange.totals(exclusive=exclusive) for exclusive in (False, True))
+        return Summary(shared, leased, self.clients.accepted, self.faults.count, clean)
 
     def end(self) -> None:
         """Drains and ends, as after SIGTERM."""
@@ -238,59 +246,9 @@ class Server:
             return State.DRAINING
         return State.PAUSED if self.paused else State.SERVING
 
-    def figures(self) -> Figures:
-        """All that there is to be seen of it, as of now."""
-        exchange, clients, leases = self._exchange, self._clients, self._exchange.leases
-        lent = leases.figures()
-        lanes = exchange.all_lanes
-        in_flight = sum(len(lane.in_flight) for lane in lanes)
-        tally = self.poller.tally
-        closed = tally.closed + Counter({Closed.LOST_UPSTREAM: exchange.clients_lost})
-        broken = tally.protocol_errors + Counter({Side.CLIENT: exchange.protocol_errors})
-        return Figures(
-            state=self.state,
-            uptime=perf_counter() - self._began,
-            upstream=self._config.upstream,
-            software=self._software,
-            listen=[str(address) for address in self._addresses],
-            clients={
-                "shared": clients.shared - lent.borrowers - lent.waiting,
-                "leased": lent.borrowers,
-                "waiting": lent.waiting,
-                "pinned": clients.pinned,
-                "greeting": clients.greeting,
-            },
-            clients_limit=clients.limit,
-            clients_accepted=clients.accepted,
-            clients_refused=tally.clients_refused,
-            clients_closed={reason.value: closed[reason] for reason in Closed},
-            clients_memory=self._memory.total,
-            clients_memory_limit=self._memory.limit,
-            leases={"dialling": lent.dialling, "lent": lent.lent, "idle": lent.idle, "pinned": leases.pinned},
-            leases_waiting=lent.queue,
-            leases_limit=leases.limit,
-            lanes=[lane_figures(lane, self._config.upstream.username) for lane in lanes if not lane.exclusive],
-            lanes_limit=self._config.max_lanes,
-            outcomes={kind.value: outcomes for kind, outcomes in exchange.outcomes().items()},
-            own_commands=sum(ledger.own for ledger in exchange.ledgers.values()),
-            unsent=sum(lane.owed for lane in lanes) - in_flight,
-            in_flight=in_flight,
-            batches=sum(exchange.ledgers[kind].batches for kind in SHARED_KINDS),
-            batch_commands=merged(exchange.ledgers[kind].sizes for kind in SHARED_KINDS),
-            round_trips=merged(exchange.ledgers[kind].round_trips for kind in SHARED_KINDS),
-            queue_waits=merged(exchange.ledgers[kind].waits for kind in SHARED_KINDS),
-            sent=tally.sent,
-            received=tally.received,
-            lane_losses={reason.value: tally.lost[reason] for reason in Lost},
-            dials={outcome.value: tally.dials[outcome] for outcome in Dial},
-            protocol_errors={side.value: broken[side] for side in Side},
-            faults=self.faults.count,
-            log_lines_dropped=dropped(),
-        )
-
     @property
     def paused(self) -> bool:
-        return self._exchange.paused
+        return self.exchange.paused
 
     async def pause(self, patience: float) -> Unfinished | None:
         """Holds all that is asked from here on, until `resume`, and waits until what has been begun is finished.
@@ -300,24 +258,24 @@ class Server:
         """
         if self._draining or self._end.is_set():
             return None
-        if not self._exchange.paused:
+        if not self.exchange.paused:
             log.info("paused: requests are held until /resume")
-        self._exchange.pause()
-        self._exchange.flush(perf_counter())
+        self.exchange.pause()
+        self.exchange.flush(perf_counter())
         with trio.move_on_after(patience):
-            while self._exchange.paused and self._exchange.unfinished().ends:  # noqa: ASYNC110 (nobody else is to look)
+            while self.exchange.paused and self.exchange.unfinished().ends:  # noqa: ASYNC110 (nobody else is to look)
                 await trio.sleep(_LOOK_AGAIN)
-        return self._exchange.unfinished() if self._exchange.paused else None
+        return self.exchange.unfinished() if self.exchange.paused else None
 
     def resume(self) -> None:
         """Everything goes on, on new connections to the upstream."""
-        if not self._exchange.paused:
+        if not self.exchange.paused:
             return
         log.info("resumed")
         self._dialler.close()  # its spare connections lead to where the others did
-        self._exchange.go_on(perf_counter())
+        self.exchange.go_on(perf_counter())
         self._keeper.go_on()
-        self._exchange.flush(perf_counter())
+        self.exchange.flush(perf_counter())
 
     def why_not_ready(self) -> str | None:
         """Why no client should come here; None: it should."""
@@ -329,7 +287,7 @@ class Server:
 
     def why_no_upstream(self) -> str | None:
         """Why the upstream can't be used, as the connection that is always kept tells; None: it can."""
-        lane = self._exchange.lane(self._exchange.base)
+        lane = self.exchange.lane(self.exchange.base)
         return None if lane.state is LaneState.READY else f"no connection to the upstream: {lane.state.name.lower()}"
 
     async def _until_the_end(self, signals: AsyncIterator[int]) -> None:
@@ -349,7 +307,7 @@ class Server:
         That is what coalesce authenticates with upstream, and access itself: nobody but this host reaches an upstream
         on loopback or on a unix socket.
         """
-        config = self._config
+        config = self.config
         upstream = config.upstream
         if config.unprotected or config.tls_client_ca is not None or config.client_password_file is not None:
             return
@@ -371,18 +329,18 @@ class Server:
 
     async def _look_at_upstream(self) -> str:
         """Dials once before anything else: whoever starts coalesce wants to know at once when that can't work."""
-        address = self._config.upstream.address
-        dialled = await dial_first(self._dialler, address, self._exchange.base, CONNECTION_NAME)
+        address = self.config.upstream.address
+        dialled = await dial_first(self._dialler, address, self.exchange.base, CONNECTION_NAME)
         dialled.sock.close()
-        self._exchange.lane(self._exchange.base).authenticated = dialled.authenticated
+        self.exchange.lane(self.exchange.base).authenticated = dialled.authenticated
         return dialled.software
 
     def _listen(self) -> tuple[list[socket.socket], list[Address]]:
         listeners: list[socket.socket] = []
         addresses: list[Address] = []
-        for address in self._config.listen:
+        for address in self.config.listen:
             try:
-                opened, really = open_listeners(address, self._config.socket_mode, self._config.client_silence)
+                opened, really = open_listeners(address, self.config.socket_mode, self.config.client_silence)
             except OSError as problem:
                 for sock in listeners:
                     close_listener(sock)
@@ -395,7 +353,7 @@ class Server:
         with accepting:
             async with trio.open_nursery() as nursery:
                 for sock in listeners:
-                    nursery.start_soon(self._clients.accept, sock)
+                    nursery.start_soon(self.clients.accept, sock)
 
     def _open_lane(self, lane: Lane) -> None:
         if self._nursery is None:
@@ -421,10 +379,10 @@ class Server:
             if lane.link is not None:
                 if not lane.exclusive:
                     self.poller.tally.lost[Lost.FAULT] += 1
-                self._exchange.lose(lane)
+                self.exchange.lose(lane)
             elif lane.exclusive and lane.state is not LaneState.CLOSED:
-                self._exchange.lease_failed(lane, unavailable("a fault in coalesce"))
-        self._exchange.flush(perf_counter())
+                self.exchange.lease_failed(lane, unavailable("a fault in coalesce"))
+        self.exchange.flush(perf_counter())
 
     def _say_fault(self, lane: Lane, fault: Exception) -> None:
         self.faults.say(lane, fault, "who waits for it is closed")
@@ -437,19 +395,19 @@ class Server:
             await trio.sleep(_AFTER_A_FAULT)
 
     async def _serve_sockets(self) -> None:
-        await self.poller.run(self._exchange.flush)
+        await self.poller.run(self.exchange.flush)
 
     async def _watch(self) -> None:
-        await watch(self._exchange, self._connections, self._pins, self._config.upstream_silence)
+        await watch(self.exchange, self._connections, self._pins, self.config.upstream_silence)
 
     async def _watch_clients(self) -> None:
-        await watch_clients(self._clients, self._pins, self._config.client_silence)
+        await watch_clients(self.clients, self._pins, self.config.client_silence)
 
     def _start_pin(self, client: Told, sock: socket.socket, unsent: bytes, lane: Lane, pending: bytes) -> None:
         """Owns the client and the lane's connection from here on; must not raise: no session speaks for them."""
         assert self._nursery is not None
         assert isinstance(lane.link, Connection)
-        self._clients.pinned += 1
+        self.clients.pinned += 1
         pinned = Pinned(client, lane)
         with self.faults.contained(pinned, "the client is closed"), ExitStack() as undo:
             undo.callback(self.poller.tally.closed.update, [Closed.FAULT])
@@ -458,7 +416,7 @@ class Server:
             undo.callback(lane.link.discard)
             upstream, rest = lane.link.release()
             undo.callback(self.poller.close_removed, upstream)
-            pin = self._pin(pinned, sock, unsent, upstream, rest + pending, self._memory, self.poller.tally)
+            pin = self._pin(pinned, sock, unsent, upstream, rest + pending, self.memory, self.poller.tally)
             undo.callback(pin.close)
             if self._draining:
                 pin.drain()
@@ -477,19 +435,19 @@ class Server:
         finally:
             self._pins.discard(pin)
             self._unpin()
-            self._exchange.flush(perf_counter())
+            self.exchange.flush(perf_counter())
 
     def _unpin(self) -> None:
         """The place of a pinned client, and its lease, are for somebody else."""
-        self._clients.pinned -= 1
-        self._clients.left.unpark_all()
-        self._exchange.leases.unpin()
+        self.clients.pinned -= 1
+        self.clients.left.unpark_all()
+        self.exchange.leases.unpin()
 
     def _connections(self) -> Iterator[Connection]:
-        return (link for link in self._exchange.links if isinstance(link, Connection))
+        return (link for link in self.exchange.links if isinstance(link, Connection))
 
     async def _expire(self) -> None:
-        patience = self._config.upstream_wait
+        patience = self.config.upstream_wait
         looked = perf_counter()
         not_before = looked
         while True:
@@ -499,23 +457,23 @@ class Server:
                 not_before = now + patience  # what they wait for has not been looked at either
             looked = now
             self._dialler.expire()
-            self._memory.relieve()  # of what was kept outside of the poller's rounds
+            self.memory.relieve()  # of what was kept outside of the poller's rounds
             if now >= not_before:
-                self._clients.expire()
-                self._exchange.expire(now, patience)
-            self._exchange.flush(now)
+                self.clients.expire()
+                self.exchange.expire(now, patience)
+            self.exchange.flush(now)
 
     async def _drain(self, signals: AsyncIterator[int]) -> bool:
         """Finishes what is owed. False when the deadline or a second signal came first."""
-        log.info("draining: %d clients, %d of them pinned", self._clients.shared + len(self._pins), len(self._pins))
+        log.info("draining: %d clients, %d of them pinned", self.clients.shared + len(self._pins), len(self._pins))
         self._draining = True
         with self.faults.contained("drain", "it goes on"):
             self.resume()  # what has been read is to be answered
         with self.faults.contained("drain", "it goes on"):
-            self._clients.read_last()
+            self.clients.read_last()
         with self.faults.contained("drain", "it goes on"):
-            self._exchange.drain()
-        self._exchange.flush(perf_counter())
+            self.exchange.drain()
+        self.exchange.flush(perf_counter())
         for pin in list(self._pins):
             pin.drain()
         finished = False
@@ -526,9 +484,9 @@ class Server:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(stop_on_signal)
-            with trio.move_on_after(self._config.drain_timeout):
-                while self._clients.shared or self._clients.pinned:
-                    await self._clients.left.park()
+            with trio.move_on_after(self.config.drain_timeout):
+                while self.clients.shared or self.clients.pinned:
+                    await self.clients.left.park()
                 finished = True
             nursery.cancel_scope.cancel()
         return finished

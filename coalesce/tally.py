@@ -1,4 +1,4 @@
-"""What happened, counted where it happens, by reasons of which there are few: for whoever looks (see figures.py)."""
+"""What happened, counted where it happens, by reasons of which there are few: for whoever looks (see admin/)."""
 
 from __future__ import annotations
 

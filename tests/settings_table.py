@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from coalesce.options import SECTIONS, Option
+from coalesce.cli.options import SECTIONS, Option
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN = "<!-- settings: written by python -m tests.settings_table -->"

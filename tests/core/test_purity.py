@@ -1,4 +1,8 @@
-"""The core is pure: bytes in, bytes out. What it imports and how it is written are read from its source."""
+"""The core is pure: bytes in, bytes out. What it imports and how it is written are read from its source.
+
+Imports go one way: the core knows nothing of the shell, the shell nothing of its admin, and that nothing of the command
+line.
+"""
 
 from __future__ import annotations
 
@@ -59,3 +63,12 @@ def test_nothing_waits(path: Path) -> None:
 def test_nothing_reaches_outside(path: Path) -> None:
     calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
     assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id in IMPURE_CALLS]
+
+
+@pytest.mark.parametrize(("of", "above"), [(".", {"admin", "cli"}), ("admin", {"cli"})], ids=["the shell", "the admin"])
+def test_nobody_knows_who_stands_above(of: str, above: set[str]) -> None:
+    modules = [path for path in (CORE.parent / of).glob("*.py") if path.name != "__main__.py"]
+    assert len(modules) > 5
+    for path in modules:
+        named = {name.split(".")[1] for name in imports(path) if name.startswith("coalesce.")}
+        assert not named & above, path.name

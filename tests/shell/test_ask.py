@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from coalesce.ask import AskError, NoAnswerError, ask, shut_down, wait_until_ready
+from coalesce.cli.ask import AskError, NoAnswerError, ask, shut_down, wait_until_ready
+from coalesce.cli.top import look
 from coalesce.config import TcpAddress
-from coalesce.top import look
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

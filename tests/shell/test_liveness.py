@@ -17,8 +17,9 @@ from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
 from coalesce.dial import Dialler
 from coalesce.downstream import Clients
+from coalesce.keepalive import keep_alive, look_after_clients
 from coalesce.listening import open_listeners
-from coalesce.liveness import Stopwatch, keep_alive, look_after_clients
+from coalesce.liveness import Stopwatch
 from coalesce.poller import READABLE, Poller
 from tests.core.fakes import RecordingLink
 

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
+from coalesce.cli.options import OPTIONS, as_given, plain, settings_in_force, unknown_variables
 from coalesce.config import Config, TcpAddress, Upstream, parse_admin, parse_mode, parse_upstream
-from coalesce.options import OPTIONS, as_given, plain, settings_in_force, unknown_variables
 
 NOT_ON_THE_COMMAND_LINE = {"hold_below"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coalesce.options import OPTIONS
+from coalesce.cli.options import OPTIONS
 from tests.settings_table import BEGIN, END, README, with_tables
 
 

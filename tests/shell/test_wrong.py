@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coalesce.wrong import what_is_wrong
+from coalesce.admin.wrong import what_is_wrong
 from tests.system.said import at_work, in_trouble, lane, nothing_yet
 
 

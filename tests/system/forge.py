@@ -100,7 +100,7 @@ def _be_coalesce(arguments: list[str], variables: dict[str, str], stdout: int, s
 
 
 def _serve() -> None:
-    import coalesce.command_line  # noqa: F401, PLC0415
+    import coalesce.cli.command_line  # noqa: F401, PLC0415
 
     gc.freeze()  # else each spends a tenth of a second at its end on what is not its own
     for line in sys.stdin:

@@ -8,8 +8,8 @@ import json
 import threading
 from typing import TYPE_CHECKING, Any
 
-from coalesce.page import HEADERS, page
-from coalesce.wrong import what_is_wrong
+from coalesce.admin.page import HEADERS, page
+from coalesce.admin.wrong import what_is_wrong
 
 from .processes import free_port
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from coalesce.build import build_info
-from coalesce.options import OPTIONS
+from coalesce.cli.options import OPTIONS
 
 from .processes import (
     DEADLINE,
@@ -436,7 +436,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("name", ["coalesce.command_line", "trio", "hiredis", "coalesce.server", "coalesce.core.lane"])
+@pytest.mark.parametrize(
+    "name", ["coalesce.cli.command_line", "trio", "hiredis", "coalesce.server", "coalesce.core.lane"]
+)
 def test_interrupted_while_it_is_imported(name):
     ended = subprocess.run(
         [sys.executable, "-c", AT_AN_IMPORT.format(name=name)],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from coalesce.wrong import what_is_wrong
+from coalesce.admin.wrong import what_is_wrong
 
 from .browser import CHROMIUM, Tab, tab
 from .processes import Coalesce, Executable, RedisServer, eventually, running_coalesce

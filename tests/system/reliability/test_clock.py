@@ -51,7 +51,7 @@ def test_no_module_reads_the_wall_clock():
         str(path.relative_to(ROOT)): names for path in modules if (names := uses_of_the_wall_clock(path.read_text()))
     }
     # To write a time that the kernel, or a line of the log, tells; they read no clock.
-    assert used == {"coalesce/logs.py": ["datetime"], "coalesce/status.py": ["datetime"]}
+    assert used == {"coalesce/logs.py": ["datetime"], "coalesce/admin/status.py": ["datetime"]}
 
 
 def test_the_look_for_it_finds_it():

@@ -13,18 +13,19 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 
+from coalesce.admin.figures import SHARED_KINDS
+from coalesce.admin.process import this_process
 from coalesce.build import build_info
 from coalesce.core.lane import LaneState
-from coalesce.figures import SHARED_KINDS, State
-from coalesce.process import this_process
+from coalesce.server import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.core import Metric
 
+    from coalesce.admin.figures import Figures
     from coalesce.core.histogram import Histogram
-    from coalesce.figures import Figures
 
 # Buckets, as powers of two: 1 to 8192 commands, 16 us to 16.8 s. All else is in the first or the last.
 _COMMANDS = range(14)

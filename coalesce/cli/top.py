@@ -16,8 +16,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from coalesce.ask import AskError, ask
-from coalesce.wrong import what_is_wrong
+from coalesce.admin.wrong import what_is_wrong
+from coalesce.cli.ask import AskError, ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

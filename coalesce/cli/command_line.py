@@ -11,12 +11,10 @@ Exit codes, of all commands: 2 for a wrong setting; 130 when it was interrupted 
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,25 +22,24 @@ import click
 import trio
 
 from coalesce.build import said
-from coalesce.config import Config, TcpAddress, Upstream, contradiction
-from coalesce.config_file import ConfigFile, ConfigFileError, InForce, read_config_file, written
-from coalesce.embedded import EmbeddedError, embedded_server
-from coalesce.listening import open_listeners
-from coalesce.logs import hide_texts_of_exceptions, logging_to_stderr
-from coalesce.options import (
+from coalesce.cli import run as running
+from coalesce.cli.config_file import ConfigFile, ConfigFileError, InForce, read_config_file, written
+from coalesce.cli.embedded import EmbeddedError
+from coalesce.cli.options import (
     CONFIG_VARIABLE,
     FILE,
     OPTIONS,
     SECONDS,
     SECTIONS,
     declare,
-    settings_in_force,
     unknown_variables,
 )
-from coalesce.server import Server, StartError, Summary
+from coalesce.config import TcpAddress, Upstream, contradiction
+from coalesce.logs import hide_texts_of_exceptions, logging_to_stderr
+from coalesce.server import StartError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
 log = logging.getLogger("coalesce")
 
@@ -146,7 +143,7 @@ def run(print_config: bool, **given: Any) -> None:
     with logging_to_stderr(_level(settings), form):
         _warn()
         try:
-            summary = trio.run(_run, upstream, settings)
+            summary = trio.run(running.run, upstream, settings)
         except (StartError, EmbeddedError) as problem:
             trouble = str(problem)
         except Exception:  # ours, whatever it is
@@ -176,7 +173,7 @@ def check(**given: Any) -> None:
     with logging_to_stderr(_level(settings), str(settings["log_format"])):
         _warn()
         try:
-            found = trio.run(_check, upstream, settings)
+            found = trio.run(running.check, upstream, settings)
         except (StartError, EmbeddedError) as problem:
             click.echo(f"coalesce: {problem}", err=True)
             sys.exit(1)
@@ -204,7 +201,7 @@ def _within(seconds: float) -> Callable[[Callable[..., None]], Callable[..., Non
 )  # fmt: skip
 def wait(admin: TcpAddress | None, timeout: float, probe: str) -> None:
     """Wait until a coalesce is ready for clients. Exit codes: 0; 1 when it is not in time."""
-    from coalesce.ask import wait_until_ready  # noqa: PLC0415 (for those who ask)
+    from coalesce.cli.ask import wait_until_ready  # noqa: PLC0415 (for those who ask)
 
     _ask(wait_until_ready, _asked(admin), probe, timeout)
 
@@ -215,7 +212,7 @@ def wait(admin: TcpAddress | None, timeout: float, probe: str) -> None:
 @_within(30.0)
 def shutdown(admin: TcpAddress | None, timeout: float) -> None:
     """Have a coalesce drain and end. Exit codes: 0 when it has; 1 when it can't be asked, or takes longer."""
-    from coalesce.ask import shut_down  # noqa: PLC0415 (for those who ask)
+    from coalesce.cli.ask import shut_down  # noqa: PLC0415 (for those who ask)
 
     _ask(shut_down, _asked(admin), timeout)
 
@@ -226,7 +223,7 @@ def shutdown(admin: TcpAddress | None, timeout: float) -> None:
 @click.option("--once", is_flag=True, help="Print one frame and end; as where standard output is no terminal.")
 def top(admin: TcpAddress | None, once: bool) -> None:
     """Show what a coalesce does, live; q ends it. Exit codes: 0; 1 when one frame can't be had."""
-    from coalesce.top import top as show  # noqa: PLC0415 (for those who look)
+    from coalesce.cli.top import top as show  # noqa: PLC0415 (for those who look)
 
     _ask(show, _asked(admin), once)
 
@@ -245,22 +242,13 @@ def _asked(admin: TcpAddress | None) -> TcpAddress:
 
 
 def _ask(question: Callable[..., None], *arguments: object) -> None:
-    from coalesce.ask import AskError  # noqa: PLC0415 (for those who ask)
+    from coalesce.cli.ask import AskError  # noqa: PLC0415 (for those who ask)
 
     try:
         question(*arguments)
     except AskError as problem:
         click.echo(f"coalesce: {problem}", err=True)
         sys.exit(1)
-
-
-async def _check(upstream: Upstream | str, settings: dict[str, object]) -> str:
-    from coalesce import check as checking  # noqa: PLC0415 (for those who ask)
-
-    async with AsyncExitStack() as stack:
-        if not isinstance(upstream, Upstream):
-            upstream = Upstream(await stack.enter_async_context(embedded_server()))
-        return checking.report(await checking.check(Config(upstream, **settings)))  # type: ignore[arg-type]
 
 
 def _settings(ctx: click.Context, given: dict[str, Any]) -> tuple[Upstream | str, dict[str, object]]:
@@ -347,35 +335,6 @@ def _say(text: str) -> None:
 def _warn() -> None:
     for name, known in unknown_variables(os.environ):
         log.warning("%s in the environment is no setting of coalesce's; the nearest is %s", name, known)
-
-
-async def _run(upstream: Upstream | str, settings: dict[str, object]) -> Summary:
-    async with AsyncExitStack() as stack:
-        if not isinstance(upstream, Upstream):
-            upstream = Upstream(await stack.enter_async_context(embedded_server()))
-        config = Config(upstream, **settings)  # type: ignore[arg-type]
-        server = Server(config)
-        if config.admin is not None:
-            await stack.enter_async_context(_administered(server, config, config.admin))
-        return await server.serve()
-
-
-@asynccontextmanager
-async def _administered(server: Server, config: Config, address: TcpAddress) -> AsyncIterator[None]:
-    """Within it, the server can be asked over HTTP. Raises StartError."""
-    from coalesce.admin import Admin, serving  # noqa: PLC0415 (time and memory, for those who want it)
-
-    try:
-        listeners, really = open_listeners(address)
-    except OSError as problem:
-        why = f"can't listen on {address} (--admin): {problem.strerror or problem}"
-        if problem.errno == errno.EADDRINUSE:
-            why += "; a second coalesce on a host wants another port, or --admin off"
-        raise StartError(why) from None
-    admin = Admin(server, config.readiness_upstream, settings_in_force(config))
-    async with serving(admin, listeners):
-        log.info("admin on http://%s", really)
-        yield
 
 
 def _where_it_came_from(problem: click.BadParameter) -> str | None:

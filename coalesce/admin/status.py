@@ -8,16 +8,16 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from coalesce.admin.process import this_process
+from coalesce.admin.wrong import what_is_wrong
 from coalesce.build import build_info
 from coalesce.core.histogram import quantile
-from coalesce.process import this_process
-from coalesce.wrong import what_is_wrong
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from coalesce.admin.figures import Figures, LaneFigures
     from coalesce.core.histogram import Histogram
-    from coalesce.figures import Figures, LaneFigures
 
 # Seconds between two samples, and how many are kept.
 EVERY = 1.0

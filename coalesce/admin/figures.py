@@ -5,13 +5,16 @@ Nothing in here says what a client sent.
 
 from __future__ import annotations
 
-import enum
+from collections import Counter
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from coalesce.core.histogram import Histogram
 from coalesce.core.lane import LaneState
 from coalesce.core.ledger import Kind
+from coalesce.logs import dropped
+from coalesce.tally import Closed, Dial, Lost, Side
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,18 +22,10 @@ if TYPE_CHECKING:
     from coalesce.config import Upstream
     from coalesce.core.lane import Lane
     from coalesce.core.ledger import Outcomes
+    from coalesce.server import Server, State
 
 # Where batches form: on a lease there is one session, which may block for as long as it likes.
 SHARED_KINDS = (Kind.SHARED, Kind.LARGE)
-
-
-class State(enum.Enum):
-    """What a server does."""
-
-    STARTING = "starting"
-    SERVING = "serving"
-    PAUSED = "paused"
-    DRAINING = "draining"
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,58 @@ class Figures:
         return sum(map(sum, self.outcomes.values()))
 
 
-def lane_figures(lane: Lane, own_user: bytes | None) -> LaneFigures:
+def look(server: Server) -> Figures:
+    """All that there is to be seen of it, as of now."""
+    exchange, clients, leases = server.exchange, server.clients, server.exchange.leases
+    lent = leases.figures()
+    lanes = exchange.all_lanes
+    in_flight = sum(len(lane.in_flight) for lane in lanes)
+    tally = server.poller.tally
+    closed = tally.closed + Counter({Closed.LOST_UPSTREAM: exchange.clients_lost})
+    broken = tally.protocol_errors + Counter({Side.CLIENT: exchange.protocol_errors})
+    return Figures(
+        state=server.state,
+        uptime=perf_counter() - server.began,
+        upstream=server.config.upstream,
+        software=server.software,
+        listen=[str(address) for address in server.addresses],
+        clients={
+            "shared": clients.shared - lent.borrowers - lent.waiting,
+            "leased": lent.borrowers,
+            "waiting": lent.waiting,
+            "pinned": clients.pinned,
+            "greeting": clients.greeting,
+        },
+        clients_limit=clients.limit,
+        clients_accepted=clients.accepted,
+        clients_refused=tally.clients_refused,
+        clients_closed={reason.value: closed[reason] for reason in Closed},
+        clients_memory=server.memory.total,
+        clients_memory_limit=server.memory.limit,
+        leases={"dialling": lent.dialling, "lent": lent.lent, "idle": lent.idle, "pinned": leases.pinned},
+        leases_waiting=lent.queue,
+        leases_limit=leases.limit,
+        lanes=[_lane_figures(lane, server.config.upstream.username) for lane in lanes if not lane.exclusive],
+        lanes_limit=server.config.max_lanes,
+        outcomes={kind.value: outcomes for kind, outcomes in exchange.outcomes().items()},
+        own_commands=sum(ledger.own for ledger in exchange.ledgers.values()),
+        unsent=sum(lane.owed for lane in lanes) - in_flight,
+        in_flight=in_flight,
+        batches=sum(exchange.ledgers[kind].batches for kind in SHARED_KINDS),
+        batch_commands=_merged(exchange.ledgers[kind].sizes for kind in SHARED_KINDS),
+        round_trips=_merged(exchange.ledgers[kind].round_trips for kind in SHARED_KINDS),
+        queue_waits=_merged(exchange.ledgers[kind].waits for kind in SHARED_KINDS),
+        sent=tally.sent,
+        received=tally.received,
+        lane_losses={reason.value: tally.lost[reason] for reason in Lost},
+        dials={outcome.value: tally.dials[outcome] for outcome in Dial},
+        protocol_errors={side.value: broken[side] for side in Side},
+        faults=server.faults.count,
+        log_lines_dropped=dropped(),
+    )
+
+
+def _lane_figures(lane: Lane, own_user: bytes | None) -> LaneFigures:
     """`own_user`: whom coalesce itself authenticates as."""
     identity = lane.identity
     username = own_user if identity.password is None else identity.username
@@ -118,7 +164,7 @@ def lane_figures(lane: Lane, own_user: bytes | None) -> LaneFigures:
     )
 
 
-def merged(histograms: Iterable[Histogram]) -> Histogram:
+def _merged(histograms: Iterable[Histogram]) -> Histogram:
     """All in one, which is the asker's own."""
     whole = Histogram()
     for histogram in histograms:

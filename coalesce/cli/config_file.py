@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coalesce.options import OPTIONS, SECTIONS, Option, as_given, nearest
+from coalesce.cli.options import OPTIONS, SECTIONS, Option, as_given, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
