@@ -74,8 +74,8 @@ a reply ends), `core/errors.py` (every byte that we author), `core/containment.p
 The shell around it: `poller.py` (the epoll), `downstream.py` (clients), `listening.py` (listeners and addresses),
 `memory.py` (the bound over all clients), `tls.py` (a socket like any other, and certificates), `greeting.py` (clients
 in the TLS handshake), `dial.py` (new connections), `passwords.py`, `watched.py` (files that change), `connection.py` (a
-lane's connection), `upstream.py` (... and its next), `keepalive.py` (what the kernel finds out by itself),
-`liveness.py` (whose host is silent), `bytestream.py` and `pin.py` (pinned clients), `server.py` (the tree of tasks,
+lane's connection), `upstream.py` (... and its next), `keepalive.py` (what the kernel finds out by itself), `pulse.py`
+and `liveness.py` (whose host is silent), `bytestream.py` and `pin.py` (pinned clients), `server.py` (the tree of tasks,
 signals, pause, drain), `faults.py` (our own, said and counted), `logs.py`.
 
 How it is told what to do: `__main__.py`, `config.py` (what a run is told, and why each default), `build.py` (which

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from coalesce.core.errors import UpstreamError
-from coalesce.liveness import Pulse
 from coalesce.poller import READABLE, WRITABLE
+from coalesce.pulse import Pulse
 from coalesce.tally import Lost, Side
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from coalesce.core.errors import MAX_CLIENTS
 from coalesce.greeting import Greetings
 from coalesce.keepalive import keep_alive, keep_place
 from coalesce.listening import close_listener
-from coalesce.liveness import Pulse
 from coalesce.memory import Memory
 from coalesce.poller import END_OF_INPUT, ERROR, HANG_UP, READABLE, WRITABLE
+from coalesce.pulse import Pulse
 from coalesce.tally import Closed
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 A host that died, or a path that drops everything, says nothing, and TCP by itself goes on trying for a quarter of an
 hour. What tells a dead host from a slow command is the acknowledgement of its kernel, so that is what is looked at
-(`tcp_info`), for as long as something is unacknowledged. When nothing is, idle lanes are PINGed, and the kernel's
+(`pulse.py`), for as long as something is unacknowledged. When nothing is, idle lanes are PINGed, and the kernel's
 keepalive looks after leases, pins and clients: after `silence` seconds where something is held that others could have
 (an upstream connection, or an element that a BLPOP would pop for nobody), after ten minutes, as Redis does, where it is
 no more than a client's place.
@@ -19,8 +19,6 @@ does that of a client that reads slowly.
 from __future__ import annotations
 
 import logging
-import socket
-import struct
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -43,13 +41,6 @@ log = logging.getLogger("coalesce")
 _LOOKS = 8
 # Clients looked at before others get a turn: each takes 2 us.
 _AT_ONCE = 256
-# `struct tcp_info` of <linux/tcp.h>: probes sent to a full window and not answered; segments that are not acknowledged;
-# milliseconds since data was sent, again perhaps, and since the last acknowledgement, of whatever.
-_TCP_INFO_SIZE = 104
-_PROBES_AT = 3
-_UNACKNOWLEDGED_AT = 24
-_SENT_AT = 44
-_ACKNOWLEDGEMENT_AT = 56
 
 
 class Stopwatch:
@@ -69,37 +60,6 @@ class Stopwatch:
         self._time += min(now - self._looked, self._most)
         self._looked = now
         return self._time
-
-
-class Pulse:
-    """When the peer's host was last known to be there."""
-
-    __slots__ = ("_heard", "_sock")
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._heard: float | None = None  # None: nobody has looked
-
-    def silent_for(self, now: float) -> float:
-        """Seconds since something was sent to which there has been no sign of life; 0 if there is no such thing.
-
-        `now` is always the same stopwatch's.
-        """
-        if self._sock.family == socket.AF_UNIX:
-            return 0.0
-        info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
-        (unacknowledged,) = struct.unpack_from("=I", info, _UNACKNOWLEDGED_AT)
-        (sent,) = struct.unpack_from("=I", info, _SENT_AT)
-        (acknowledgement,) = struct.unpack_from("=I", info, _ACKNOWLEDGEMENT_AT)
-        # A peer without room is asked again after a time that grows beyond any silence; until then nobody is silent. Be
-        # it by a probe: one alone may get lost, and the second is not answered when the first was half a second ago
-        # (tcp_invalid_ratelimit). Or by what it dropped for want of room, and acknowledged that it has got no more.
-        answered = info[_PROBES_AT] < 2 and (not unacknowledged or acknowledgement <= sent)
-        if answered or self._heard is None:
-            self._heard = now
-            return 0.0
-        self._heard = max(self._heard, now - acknowledgement / 1000)
-        return now - self._heard
 
 
 async def watch(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from coalesce.bytestream import ByteStream
-from coalesce.liveness import Pulse
+from coalesce.pulse import Pulse
 from coalesce.tally import Closed, Tally
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from coalesce.dial import Dialler
 from coalesce.downstream import Client as SharedClient
 from coalesce.downstream import Clients
 from coalesce.greeting import Greetings
-from coalesce.liveness import Pulse
 from coalesce.pin import Pin
+from coalesce.pulse import Pulse
 from coalesce.server import Server
 from coalesce.tally import Closed, Lost
 
