@@ -13,7 +13,7 @@ from coalesce.admin.wrong import what_is_wrong
 
 from .browser import CHROMIUM, Tab, tab
 from .processes import Coalesce, Executable, RedisServer, eventually, running_coalesce
-from .said import COLUMNS, Admin, at_work, in_trouble, nothing_yet, running_admin
+from .said import COLUMNS, Admin, at_work, in_trouble, lane, nothing_yet, running_admin
 from .versions import NEWEST
 
 if TYPE_CHECKING:
@@ -125,6 +125,16 @@ def points(browser: Tab, column: str) -> list[list[tuple[float, float]]]:
     ]
 
 
+def caption(browser: Tab, column: str) -> list[str]:
+    return text(browser, f'[data-chart~="{column}"] figcaption').split("\n")
+
+
+def press(browser: Tab, *keys: str) -> None:
+    for key in keys:
+        for way in ("keyDown", "keyUp"):
+            browser.call("Input.dispatchKeyEvent", type=way, key=key)
+
+
 def how_it_is_read_aloud(browser: Tab, column: str) -> str:
     return str(browser.run(f"""document.querySelector('[data-chart~="{column}"] svg').getAttribute("aria-label")"""))
 
@@ -138,7 +148,10 @@ def test_the_figures_are_those_of_status(browser: Tab, admin: Admin) -> None:
         "mean_batch": "32.2",
         "batches_per_second": "3,052",
         "round_trips_saved_per_second": "95,304",
-        "saved_share": "97.0 %",
+        "most_commands_per_second": "91,990",
+        "totals.mean_batch": "33.7",
+        "totals.round_trips_saved": "1,246,388,889",
+        "saved_share": "97.0%",
         "round_trip_p50_us": "412 µs",
         "round_trip_p99_us": "1.24 ms",
         "queue_wait_p50_us": "38 µs",
@@ -157,10 +170,11 @@ def test_the_figures_are_those_of_status(browser: Tab, admin: Admin) -> None:
     }
     assert {name: field(browser, name) for name in expected} == expected
     assert text(browser, "#state") == "serving"
+    assert (text(browser, "#version"), text(browser, "#up")) == ("0.1.0", "up 2 s")
     assert text(browser, "#wrong") == ""
     assert rows(browser) == [
-        ["u0", "ready", "no user, database 0, RESP3", "231", "3", "41", "32.2", "412 µs", "1", "8,412,345"],
-        ["u1 (large values)", "ready", "orders, database 3, RESP3", "231", "3", "41", "32.2", "18.2 ms", "1", "1,204"],
+        ["u0", "ready", "no user, db 0, RESP3", "231", "3", "41", "32.2", "412 µs", "1", "8,412,345"],
+        ["u1 (large)", "ready", "orders, db 3, RESP3", "231", "3", "41", "32.2", "18.2 ms", "1", "1,204"],
     ]
     totals = text(browser, "#totals").split("\n")
     for line in ("1,316 (1,312 connected, 4 failed)", "3 (2 closed, 1 reset)", "82.1 GiB", "1.50 KiB"):
@@ -176,24 +190,62 @@ def test_the_charts_are_the_history(browser: Tab, admin: Admin) -> None:
     (commands,) = points(browser, "commands_per_second")
     assert len(commands) == 200
     assert commands[-1] == (300, pytest.approx(72 - 72 * 0.9199, abs=0.1))  # 91,990 of 100,000
-    assert commands[100] == (pytest.approx(300 - 99 * 300 / 299, abs=0.1), 72)  # the second without a command
+    assert commands[100] == (pytest.approx(300 - 99 * 300 / 239, abs=0.1), 72)  # the second without a command
     # Where there is no value there is no line, rather than a zero.
     assert [len(line) for line in points(browser, "round_trip_p50_us")] == [100, 99]
     assert how_it_is_read_aloud(browser, "queue_wait_p50_us") == (
-        "The last 5 min: round trip now 400 µs, at most 400 µs; queue wait now 38 µs, at most 38 µs"
+        "The last 3 min 20 s: round trip now 400 µs, at most 400 µs; queue wait now 38 µs, at most 38 µs"
     )
 
 
 @needs_chromium
-def test_a_chart_is_read_with_the_pointer(browser: Tab, admin: Admin) -> None:
+@pytest.mark.parametrize(("samples", "since"), [(1, "15 s"), (20, "30 s"), (61, "2 min"), (300, "5 min")])
+def test_a_young_history_fills_its_charts(browser: Tab, admin: Admin, samples: int, since: str) -> None:
+    says = at_work()
+    says["history"]["samples"] = [[90_000.0, 30.0, 87_000.0, 400.0, 38.0, 242, 2, 9]] * samples
+    shown(browser, admin, says)
+    for column in COLUMNS:
+        assert caption(browser, column) == [f"{since} ago", "now"]
+    ((*_, newest),) = (line,) = points(browser, "commands_per_second")
+    assert newest[0] == 300
+    if samples >= 15:
+        assert line[0][0] < 150
+
+
+@needs_chromium
+def test_a_chart_has_its_scale(browser: Tab, admin: Admin) -> None:
     shown(browser, admin, at_work())
-    chart = '[data-chart="commands_per_second"]'
-    box = browser.run(f"document.querySelector('{chart} svg').getBoundingClientRect().toJSON()")
-    a_minute_ago = box["left"] + box["width"] * (1 - 60 / 299)
+    scales = {column: text(browser, f'[data-chart~="{column}"] .scale') for column in COLUMNS}
+    assert scales == {
+        "commands_per_second": "100,000",
+        "mean_batch": "50",
+        "round_trips_saved_per_second": "100,000",
+        "round_trip_p50_us": "500 µs",
+        "queue_wait_p50_us": "500 µs",
+        "clients": "250",
+        "lanes": "2",
+        "leases_lent": "10 lent",
+    }
+
+
+@needs_chromium
+def test_one_moment_is_read_in_all_charts_with_the_pointer_or_the_keys(browser: Tab, admin: Admin) -> None:
+    shown(browser, admin, at_work())
+    box = browser.run(
+        """document.querySelector('[data-chart="commands_per_second"] svg').getBoundingClientRect().toJSON()"""
+    )
+    a_minute_ago = box["left"] + box["width"] * (1 - 60 / 239)
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=a_minute_ago, y=box["top"] + 20)
-    assert text(browser, f"{chart} figcaption").split("\n") == ["1 min ago", "91,390"]
+    assert caption(browser, "commands_per_second") == ["1 min ago", "91,390"]
+    assert caption(browser, "round_trip_p50_us") == ["1 min ago", "round trip 400 µs, queue wait 38 µs"]
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
-    assert text(browser, f"{chart} figcaption").split("\n") == ["5 min ago", "top 100,000"]
+    assert caption(browser, "commands_per_second") == ["4 min ago", "now"]
+
+    browser.run("""document.querySelector('[data-chart="clients"] svg').focus()""")
+    press(browser, "ArrowLeft", "ArrowLeft", "ArrowLeft", "ArrowRight")
+    assert caption(browser, "commands_per_second") == ["1 s ago", "91,980"]
+    press(browser, "Escape")
+    assert caption(browser, "commands_per_second") == ["4 min ago", "now"]
 
 
 @needs_chromium
@@ -236,9 +288,7 @@ def test_it_goes_on_asking_and_says_when_there_is_no_answer(browser: Tab, admin:
 
     admin.end()
     eventually(lambda: text(browser, "#state") == "no answer")
-    assert re.fullmatch(
-        r"coalesce does not answer since \d\d:\d\d:\d\d; the figures are from then\.", text(browser, "#wrong")
-    )
+    assert re.fullmatch(r"coalesce does not answer\. The figures are from \d\d:\d\d:\d\d\.", text(browser, "#wrong"))
     assert field(browser, "commands_per_second") == "7.3"
 
     with running_admin(admin.port):
@@ -248,6 +298,46 @@ def test_it_goes_on_asking_and_says_when_there_is_no_answer(browser: Tab, admin:
     assert browser.complaints
     assert all("ERR_CONNECTION" in complaint for complaint in browser.complaints)
     browser.complaints.clear()
+
+
+@needs_chromium
+def test_an_answer_that_is_none_is_not_taken_for_one(browser: Tab, admin: Admin) -> None:
+    shown(browser, admin, at_work())
+    del admin.says["now"]["mean_batch"], admin.says["history"]
+    eventually(lambda: text(browser, "#state") == "no answer")
+    assert "can't be shown: another version's?" in text(browser, "#wrong")
+    assert browser.run("document.body.classList.contains('silent')")
+
+
+@needs_chromium
+def test_nothing_moves_from_one_second_to_the_next(browser: Tab, admin: Admin) -> None:
+    """What is read, marked or pointed at stays where it is, whatever the figures are."""
+    shown(browser, admin, at_work())
+    browser.run("window.row = document.querySelector('#lanes tbody tr')")
+    places = """[...document.querySelectorAll("h2, dt, dd, th, figure, .value, #lanes td")]
+      .map(e => e.getBoundingClientRect()).map(({ right, top }) => [right, top])"""
+    before = browser.run(places)
+    says = admin.says
+    says["now"] |= {"commands_per_second": 7.2, "mean_batch": None, "round_trip_p50_us": 12_300.0}
+    says["now"] |= {"round_trip_p99_us": 999.0, "queue_wait_p50_us": None, "round_trips_saved_per_second": 0.0}
+    says["totals"] |= {"commands": 12_284_512_345, "batches": 7}
+    says["lanes"][0] |= {"commands": 123_456_789_012, "unsent": 21_204, "round_trip_us": None, "mean_batch": None}
+    says["clients"] |= {"shared": 9_231, "memory_bytes": 3}
+    eventually(lambda: field(browser, "commands_per_second") == "7.2")
+    assert rows(browser)[0][-1] == "123,456,789,012"
+    assert browser.run(places) == before
+    assert browser.run("row.isConnected")
+
+
+@needs_chromium
+def test_many_lanes_do_not_hide_what_is_below_them(browser: Tab, admin: Admin) -> None:
+    says = at_work()
+    says["lanes"] = [lane(number) for number in range(128)]
+    shown(browser, admin, says)
+    assert len(rows(browser)) == 128
+    assert browser.run("document.documentElement.scrollHeight") < 2000
+    browser.run("document.getElementById('scroll').focus()")  # so that keys scroll it
+    assert browser.run("document.activeElement === document.getElementById('scroll')")
 
 
 @needs_chromium
@@ -266,7 +356,7 @@ def test_it_can_be_read_in_light_and_in_dark(browser: Tab, admin: Admin, says: A
 @pytest.mark.parametrize("says", [nothing_yet, at_work, in_trouble])
 def test_nothing_is_wider_than_the_screen(browser: Tab, admin: Admin, says: Any) -> None:
     shown(browser, admin, says())
-    for width in (1024, 768, 375, 320):
+    for width in (1600, 1200, 1024, 961, 768, 375, 320):
         browser.look(width, 800, "light")
         assert browser.run("innerWidth") == width
         assert browser.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0, width
@@ -317,9 +407,9 @@ def test_a_real_one_at_work(browser: Tab, fresh_upstream: RedisServer, ask: Call
         sent = says["totals"]["commands"]
         eventually(lambda: field(browser, "totals.commands") == f"{sent:,}")
         assert field(browser, "clients.all") == field(browser, "clients.shared") == "1"
-        (lane,) = rows(browser)
-        assert lane[:4] == ["u0", "ready", "default, database 0, RESP2", "1"]
-        assert lane[-1] == f"{says['lanes'][0]['commands']:,}"
+        (row,) = rows(browser)
+        assert row[:4] == ["u0", "ready", "default, db 0, RESP2", "1"]
+        assert row[-1] == f"{says['lanes'][0]['commands']:,}"
         assert points(browser, "commands_per_second")
 
         code, printed, complaint = ask("top", "--once", "--admin", f"127.0.0.1:{port}")

@@ -67,23 +67,26 @@ function make(name, attributes, ...children) {
   return element;
 }
 
+const marks = new WeakMap();
+
 function replaceIfOther(element, children, mark) {
-  if (element.dataset.mark === mark) return;
-  element.dataset.mark = mark;
-  element.replaceChildren(...children);
+  if (marks.get(element) === mark) return;
+  marks.set(element, mark);
+  element.replaceChildren(...children());
 }
 
 function field(name, text, loud = false) {
-  const element = document.querySelector(`[data-field="${name}"]`);
-  say(element, text);
-  element.classList.toggle("loud", loud);
+  for (const element of document.querySelectorAll(`[data-field="${name}"]`)) {
+    say(element, text);
+    element.classList.toggle("loud", loud);
+  }
 }
 
 // --- charts ----------------------------------------------------------------------------------------------------------
 
 const WIDTH = 300;
 const HEIGHT = 72;
-const LONGEST = 300; // samples: five minutes
+const SPANS = [15, 30, 60, 120, 180, 240, 300]; // samples: a young history is not squeezed at the edge of an empty chart
 
 const CHARTED = {
   commands_per_second: ["commands a second", rate],
@@ -109,44 +112,59 @@ function roundedUp(value) {
   return [1, 2, 2.5, 5, 10].find((step) => step * power >= value) * power;
 }
 
+let reading = null; // which sample, in all charts: how many before the newest
+
+function read(back) {
+  reading = back;
+  for (const chart of charts) chart.read();
+}
+
 class Chart {
   constructor(figure) {
     this.columns = figure.dataset.chart.split(" ");
-    this.of = figure.dataset.of ? `${figure.dataset.of}, ` : "";
+    this.of = figure.dataset.of ? ` ${figure.dataset.of}` : "";
     this.figure = figure;
-    this.svg = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
+    this.svg = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", tabindex: 0 });
     for (const y of [0, HEIGHT / 2, HEIGHT]) this.svg.append(svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: y, y2: y }));
     this.area = svg("path", { class: "area" });
     this.curves = this.columns.map((_, n) => svg("path", { class: n ? "curve second" : "curve" }));
     this.hand = svg("line", { class: "hand", y1: 0, y2: HEIGHT });
     this.svg.append(this.area, ...this.curves, this.hand);
+    this.scale = make("span", { class: "scale", "aria-hidden": "true" });
     this.when = make("span", {});
     this.what = make("span", {});
-    figure.append(this.svg, make("figcaption", {}, this.when, this.what));
+    figure.append(this.scale, this.svg, make("figcaption", { "aria-hidden": "true" }, this.when, this.what));
     this.series = [];
-    this.at = null; // where the pointer reads, as a share of the width
+    this.span = SPANS[0];
     this.svg.addEventListener("pointermove", (event) => {
       const box = this.svg.getBoundingClientRect();
-      this.at = (event.clientX - box.left) / box.width;
-      this.read();
+      read(Math.round((1 - (event.clientX - box.left) / box.width) * (this.span - 1)));
     });
-    this.svg.addEventListener("pointerleave", () => {
-      this.at = null;
-      this.read();
+    this.svg.addEventListener("pointerleave", () => read(null));
+    this.svg.addEventListener("blur", () => read(null));
+    this.svg.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: 1, ArrowRight: -1 }[event.key];
+      if (step) read(Math.min(Math.max(0, (reading ?? -1) + step), this.length - 1));
+      else if (event.key === "Escape") read(null);
+      else return;
+      event.preventDefault();
     });
   }
 
   show(history) {
     this.every = history.every_seconds;
+    this.length = Math.min(history.samples.length, SPANS.at(-1));
+    this.span = SPANS.find((span) => span >= this.length);
     this.series = this.columns.map((column) => {
       const place = history.columns.indexOf(column);
-      return history.samples.map((sample) => sample[place]).slice(-LONGEST);
+      return history.samples.map((sample) => sample[place]).slice(-this.span);
     });
     this.most = Math.max(0, ...this.series.flat()); // (null counts as 0)
     this.top = roundedUp(this.most);
     this.series.forEach((values, n) => this.curves[n].setAttribute("d", this.path(values)));
     this.area.setAttribute("d", this.path(this.series[0], true));
-    this.svg.setAttribute("aria-label", `The last ${span(this.every * LONGEST)}: ` + this.columns.map((column, n) => {
+    say(this.scale, this.most > 0 ? brief(CHARTED[this.columns[0]][1](this.top)) + this.of : "");
+    this.svg.setAttribute("aria-label", `The last ${span(this.every * this.length)}: ` + this.columns.map((column, n) => {
       const [name, text] = CHARTED[column];
       const known = this.series[n].filter((value) => value !== null);
       return known.length ? `${name} now ${text(this.series[n].at(-1))}, at most ${text(Math.max(...known))}` : `no ${name} yet`;
@@ -156,7 +174,7 @@ class Chart {
 
   // The newest sample is at the right edge. Where there is no value, there is no line; a lone one is a dot.
   path(values, closed = false) {
-    const step = WIDTH / (LONGEST - 1);
+    const step = WIDTH / (this.span - 1);
     const x = (n) => (WIDTH - (values.length - 1 - n) * step).toFixed(1);
     let path = "";
     let begun = null;
@@ -176,22 +194,20 @@ class Chart {
   }
 
   read() {
-    const length = Math.max(0, ...this.series.map((values) => values.length));
-    const back = this.at === null ? null : Math.round((1 - this.at) * (LONGEST - 1));
-    const reading = back !== null && back >= 0 && back < length;
-    this.figure.classList.toggle("reading", reading);
-    if (!reading) {
-      say(this.when, this.every ? `${span(this.every * LONGEST)} ago` : "");
-      say(this.what, this.most > 0 ? `${this.of}top ${brief(CHARTED[this.columns[0]][1](this.top))}` : "");
+    const known = reading !== null && reading >= 0 && reading < this.length;
+    this.figure.classList.toggle("reading", known);
+    if (!known) {
+      say(this.when, `${span(this.every * this.span)} ago`);
+      say(this.what, "now");
       return;
     }
-    const x = WIDTH - (back * WIDTH) / (LONGEST - 1);
+    const x = WIDTH - (reading * WIDTH) / (this.span - 1);
     this.hand.setAttribute("x1", x);
     this.hand.setAttribute("x2", x);
-    say(this.when, back ? `${span(back * this.every)} ago` : "now");
+    say(this.when, reading ? `${span(reading * this.every)} ago` : "now");
     say(this.what, this.columns.map((column, n) => {
       const [name, text] = CHARTED[column];
-      const value = text(this.series[n][length - 1 - back]);
+      const value = text(this.series[n][this.length - 1 - reading]);
       return this.columns.length > 1 ? `${name} ${value}` : value;
     }).join(", "));
   }
@@ -208,18 +224,23 @@ function showState(level, text) {
 }
 
 function showWrong(items) {
-  const made = items.map(({ level, text }) => make("p", { class: "wrong-item", "data-level": level }, text));
+  const made = () => items.map(({ level, text }) => make("p", { class: "wrong-item", "data-level": level }, text));
   replaceIfOther($("wrong"), made, JSON.stringify(items));
 }
 
 function showNow(status) {
-  const { now, totals } = status;
+  const { now, totals, history } = status;
+  const { columns, samples } = history;
+  const place = columns.indexOf("commands_per_second");
   field("commands_per_second", rate(now.commands_per_second));
   field("totals.commands", count(totals.commands));
+  field("most_commands_per_second", samples.length ? rate(Math.max(...samples.map((sample) => sample[place]))) : NONE);
   field("mean_batch", mean(now.mean_batch));
+  field("totals.mean_batch", totals.batches ? mean((totals.batches + totals.round_trips_saved) / totals.batches) : NONE);
   field("batches_per_second", rate(now.batches_per_second));
   field("round_trips_saved_per_second", rate(now.round_trips_saved_per_second));
-  field("saved_share", totals.commands ? `${tenths.format((100 * totals.round_trips_saved) / totals.commands)} %` : "nothing");
+  field("totals.round_trips_saved", count(totals.round_trips_saved));
+  field("saved_share", totals.commands ? `${tenths.format((100 * totals.round_trips_saved) / totals.commands)}%` : NONE);
   for (const name of ["round_trip_p50_us", "round_trip_p99_us", "queue_wait_p50_us", "queue_wait_p99_us"]) {
     field(name, duration(now[name]));
   }
@@ -248,30 +269,48 @@ function showConnections({ clients, lanes, leases, totals }) {
   field("leases.waiting", count(waiting), waiting > 0 && sum(Object.values(taken)) >= most);
 }
 
-function laneRows(lane) {
-  const cell = (name, text) => make("td", { role: "cell", class: "number", "data-label": name }, text);
-  const identity = `${lane.user ?? "no user"}, database ${lane.database}, RESP${lane.protocol}`;
-  const row = make("tr", { role: "row" },
-    make("th", { role: "rowheader", scope: "row" }, lane.kind === "large" ? `${lane.lane} (large values)` : lane.lane),
-    make("td", { role: "cell", class: "lane-state", "data-level": LANE_LEVELS[lane.state] }, lane.state),
-    make("td", { role: "cell", class: "identity" }, identity),
-    cell("sessions", count(lane.sessions)),
-    cell("unsent", count(lane.unsent)),
-    cell("in flight", count(lane.in_flight)),
-    cell("mean batch", mean(lane.mean_batch)),
-    cell("least trip", duration(lane.round_trip_us)),
-    cell("connections", count(lane.connections)),
-    cell("commands", count(lane.commands)),
+const LANE_COLUMNS = {
+  sessions: (lane) => count(lane.sessions),
+  unsent: (lane) => count(lane.unsent),
+  "in flight": (lane) => count(lane.in_flight),
+  batch: (lane) => mean(lane.mean_batch),
+  "least trip": (lane) => duration(lane.round_trip_us),
+  connections: (lane) => count(lane.connections),
+  commands: (lane) => count(lane.commands),
+};
+
+function laneRow() {
+  return make("tr", { role: "row" },
+    make("th", { role: "rowheader", scope: "row" }),
+    make("td", { role: "cell", class: "lane-state" }),
+    make("td", { role: "cell", class: "identity" }),
+    ...Object.keys(LANE_COLUMNS).map((name) => make("td", { role: "cell", class: "number", "data-label": name })),
   );
-  if (!lane.why) return [row];
-  row.classList.add("explained");
-  return [row, make("tr", { role: "row", class: "why" }, make("td", { role: "cell", colspan: 10 }, lane.why))];
 }
 
+const whyRow = () => make("tr", { role: "row", class: "why" }, make("td", { role: "cell", colspan: 10 }));
+
+// A lane in a row; why it is failing, in one of its own. Rows stay where they are, and so does a text being marked.
 function showLanes(lanes) {
   const failingFirst = [...lanes].sort((a, b) => (b.state === "failing") - (a.state === "failing"));
-  replaceIfOther($("lanes").tBodies[0], failingFirst.flatMap(laneRows), JSON.stringify(failingFirst));
-  $("lanes").hidden = lanes.length === 0;
+  const rows = failingFirst.flatMap((lane) => (lane.why ? [lane, lane.why] : [lane]));
+  const body = $("lanes").tBodies[0];
+  const made = () => rows.map((row) => (typeof row === "string" ? whyRow() : laneRow()));
+  replaceIfOther(body, made, rows.map((row) => (typeof row === "string" ? "w" : "l")).join(""));
+  rows.forEach((row, n) => {
+    const { cells, classList } = body.rows[n];
+    if (typeof row === "string") {
+      say(cells[0], row);
+      return;
+    }
+    classList.toggle("explained", Boolean(row.why));
+    cells[1].dataset.level = LANE_LEVELS[row.state];
+    const name = row.kind === "large" ? `${row.lane} (large)` : row.lane;
+    const identity = `${row.user ?? "no user"}, db ${row.database}, RESP${row.protocol}`;
+    const figures = Object.values(LANE_COLUMNS).map((text) => text(row));
+    [name, row.state, identity, ...figures].forEach((text, place) => say(cells[place], text));
+  });
+  $("scroll").hidden = lanes.length === 0;
   $("no-lanes").hidden = lanes.length > 0;
 }
 
@@ -297,18 +336,20 @@ function showTotals(totals) {
     ["sent to the upstream", bytes(totals.upstream_sent_bytes)],
     ["received from the upstream", bytes(totals.upstream_received_bytes)],
   ];
-  replaceIfOther($("totals"), pairs(entries), JSON.stringify(entries));
+  replaceIfOther($("totals"), () => pairs(entries), JSON.stringify(entries));
 }
 
 function showRest(status) {
   const { coalesce, upstream, listen } = status;
+  say($("version"), coalesce.version);
+  say($("up"), `up ${span(coalesce.uptime_seconds)}`);
   say($("listen"), listen.join(", "));
   const tls = upstream.tls ? ", TLS" : "";
   say($("upstream"), `→ ${upstream.address} (${upstream.software ?? "not reached yet"}${tls})`);
   const commit = coalesce.commit ? ` (${coalesce.commit.slice(0, 12)})` : "";
-  say($("about"), `coalesce ${coalesce.version}${commit}, Python ${coalesce.python}, process ${coalesce.pid}, up ${span(coalesce.uptime_seconds)}`);
+  say($("about"), `coalesce ${coalesce.version}${commit}, Python ${coalesce.python}, process ${coalesce.pid}`);
   const settings = Object.entries(status.settings).map(([name, value]) => [name, flag(value)]);
-  replaceIfOther($("settings"), pairs(settings), JSON.stringify(settings));
+  replaceIfOther($("settings"), () => pairs(settings), JSON.stringify(settings));
 }
 
 const charts = [...document.querySelectorAll("[data-chart]")].map((figure) => new Chart(figure));
@@ -334,20 +375,29 @@ let answered = null; // when it last did
 let timer = null;
 
 async function ask() {
-  let silence = null;
+  let silence = "coalesce does not answer";
+  let answer = null;
   try {
     const response = await fetch("status", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
-    if (!response.ok) throw new Error(`HTTP ${response.status}`);
-    show(await response.json());
-    answered = new Date();
+    if (!response.ok) throw new TypeError(`HTTP ${response.status}`);
+    answer = await response.json();
+    silence = null;
   } catch (problem) {
-    silence = problem;
+    if (problem instanceof SyntaxError) silence = "What answers here is not coalesce";
+  }
+  if (answer !== null) {
+    try {
+      show(answer);
+      answered = new Date();
+    } catch {
+      silence = "What coalesce answers can't be shown: another version's? Reload this page";
+    }
   }
   document.body.classList.toggle("silent", silence !== null);
   if (silence !== null) {
     showState("error", "no answer");
-    const since = answered ? ` since ${answered.toLocaleTimeString("en-GB")}; the figures are from then` : "";
-    showWrong([{ level: "error", text: `coalesce does not answer${since}.` }]);
+    const since = answered ? `. The figures are from ${answered.toLocaleTimeString("en-GB")}` : "";
+    showWrong([{ level: "error", text: `${silence}${since}.` }]);
     document.title = "no answer – coalesce";
   }
   schedule(EVERY);
