@@ -6,9 +6,10 @@ import contextlib
 import json
 import os
 import select
+import signal
 import sys
 from http.client import OK
-from time import monotonic, sleep
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rich.console import Console, Group
@@ -20,7 +21,7 @@ from coalesce.admin.wrong import what_is_wrong
 from coalesce.cli.ask import AskError, ask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rich.console import RenderableType
 
@@ -37,10 +38,14 @@ _NONE = "-"
 _BARS = " ▁▂▃▄▅▆▇█"
 _COLOURS = {"error": "red", "warning": "yellow", "notice": "blue", "good": "green"}
 _STATES = {"starting": "notice", "serving": "good", "paused": "warning", "draining": "warning"}
-# Columns of a terminal that all of a lane's figures need, and all but one.
-_WIDE = 110
-_NARROW = 90
-_LANE_STATES = {"dialling": "notice", "ready": "good", "failing": "error"}
+# Columns of a terminal that a status has to be showable in.
+_USUAL = 80
+# Columns that a chart needs for anybody to read it, and that who a lane runs as is left with.
+_LEAST_CHART = 10
+_LEAST_NAME = 20
+# What else is said of a lane, what is dearest last: where there is no room, the first that are there are left out.
+_DISPENSABLE = ("connections", "sessions", "unsent", "in flight", "commands", "owed", "least trip", "batch")
+_LANE_STATES = {"ready": "good", "dialling": "notice", "failing": "error"}
 
 
 def look(admin: TcpAddress) -> Status:
@@ -55,7 +60,7 @@ def look(admin: TcpAddress) -> Status:
     if not isinstance(status, dict) or "coalesce" not in status:
         raise AskError(f"who answers at {admin} is not coalesce")
     try:
-        frame(status, _WIDE)
+        frame(status, _USUAL)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         raise AskError(f"what {admin} answers is no status that can be shown: another version's?") from None
     return cast("Status", status)
@@ -74,9 +79,9 @@ def _printable(value: Any) -> Any:
 
 
 def top(admin: TcpAddress, once: bool) -> None:
-    """A frame a second, until q or Control-C. `once`, and where nobody looks at a terminal: one. Raises AskError."""
+    """A frame a second, until q or Control-C. `once`, and where no terminal can be drawn anew: one. Raises AskError."""
     console = Console(highlight=False)
-    if once or not console.is_terminal:
+    if once or not console.is_terminal or console.is_dumb_terminal:
         console.print(frame(look(admin), console.width))
     else:
         _watch(admin, console)
@@ -94,9 +99,10 @@ def _watch(admin: TcpAddress, console: Console) -> None:
             due = monotonic() + _EVERY
             try:
                 shown, seen = look(admin), monotonic()
-                live.update(frame(shown, console.width), refresh=True)
+                picture = frame(shown, console.width, console.height)
             except AskError as silence:
-                live.update(_silent(str(silence), shown, monotonic() - seen, console.width), refresh=True)
+                picture = _silent(str(silence), shown, monotonic() - seen, console)
+            live.update(picture, refresh=True)
             if keys.pressed(b"qQ", due):
                 return
 
@@ -104,57 +110,93 @@ def _watch(admin: TcpAddress, console: Console) -> None:
 class _Keys:
     """What is typed, where somebody types."""
 
-    def __init__(self, descriptor: int | None) -> None:
+    def __init__(self, descriptor: int | None, woken: int) -> None:
+        """`woken`: what can be read from when a signal came."""
         self._descriptor = descriptor
+        self._woken = woken
 
     def pressed(self, wanted: bytes, until: float) -> bool:
-        """Whether one of these was, waiting no longer than `until`."""
+        """Whether one of these was, waiting no longer than `until`, nor than until the terminal has another size."""
+        watched = [self._woken] if self._descriptor is None else [self._woken, self._descriptor]
         while (left := until - monotonic()) > 0:
-            if self._descriptor is None:
-                sleep(left)
-            elif select.select([self._descriptor], [], [], left)[0]:
+            ready = select.select(watched, [], [], left)[0]
+            if self._descriptor in ready:
                 typed = os.read(self._descriptor, 64)  # (past the buffer of `sys.stdin`, which `select` can't see)
                 if not typed or any(key in typed for key in wanted):  # or the terminal is gone
                     return True
+            if self._woken in ready:
+                os.read(self._woken, 64)
+                return False
         return False
 
 
 @contextlib.contextmanager
 def _keys() -> Iterator[_Keys]:
     """Within it, keys come as they are pressed, and are not shown; Control-C stays what it is."""
-    if not sys.stdin.isatty():
-        yield _Keys(None)
-        return
-    import termios  # noqa: PLC0415 (where there is a terminal, there is this)
-    import tty  # noqa: PLC0415
+    with _signals() as woken:
+        if not sys.stdin.isatty():
+            yield _Keys(None, woken)
+            return
+        import termios  # noqa: PLC0415 (where there is a terminal, there is this)
+        import tty  # noqa: PLC0415
 
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    tty.setcbreak(descriptor)
+        descriptor = sys.stdin.fileno()
+        before = termios.tcgetattr(descriptor)
+        tty.setcbreak(descriptor)
+        try:
+            yield _Keys(descriptor, woken)
+        finally:
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[int]:
+    """Within it, SIGTERM leaves the terminal as it was, too, and a new size of it can be waited for."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, end),
+        signal.SIGWINCH: signal.signal(signal.SIGWINCH, lambda *_: None),
+    }
     try:
-        yield _Keys(descriptor)
+        yield woken
     finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(woken)
+        os.close(wake)
 
 
 # --- a frame ----------------------------------------------------------------------------------------------------------
 
 
-def frame(status: Status, width: int) -> RenderableType:
-    """One look at it."""
+def frame(status: Status, width: int, height: int | None = None) -> RenderableType:
+    """One look at it. Of lanes, as many as there is `height` for; by default, all."""
     wrong = what_is_wrong(status)
     parts: list[RenderableType] = [_head(status, wrong), Text()]
     parts += [Text(item["text"], style=_COLOURS[item["level"]]) for item in wrong]
     if wrong:
         parts.append(Text())
-    parts += [_figures(status, width), Text(), _connections(status), Text(), _lanes(status["lanes"], width)]
-    return Group(*parts)
+    parts += [_figures(status, width), Text(), _connections(status), Text()]
+    room = None if height is None else height - _lines(Group(*parts), width)
+    return Group(*parts, _lanes(status["lanes"], width, room))
 
 
-def _silent(why: str, last: Status | None, age: float, width: int) -> RenderableType:
+def _lines(what: RenderableType, width: int) -> int:
+    return len(Console(width=width).render_lines(what, pad=False))
+
+
+def _silent(why: str, last: Status | None, age: float, console: Console) -> RenderableType:
     if last is None:
         return Text(f"coalesce: {why}", style="red")
-    return Group(Text(f"coalesce: {why}. What is below is {_span(age)} old.\n", style="red"), frame(last, width))
+    said = Text(f"coalesce: {why}. What is below is {_span(age)} old.\n", style="red")
+    return Group(said, frame(last, console.width, console.height - _lines(said, console.width)))
 
 
 def _head(status: Status, wrong: Sequence[Mapping[str, str]]) -> RenderableType:
@@ -175,86 +217,92 @@ def _head(status: Status, wrong: Sequence[Mapping[str, str]]) -> RenderableType:
 
 class _Figure(NamedTuple):
     name: str
-    value: str
+    column: str  # of the history
+    shown: Callable[[float | None], str]
     note: str
-    column: str
 
 
 def _figures(status: Status, width: int) -> RenderableType:
     """One a line: now, and the last of its history that there is room for."""
-    now, totals = status["now"], status["totals"]
-    saved = f"{totals['round_trips_saved'] / totals['commands']:.1%} since the start" if totals["commands"] else ""
-    lines = [
-        _Figure(
-            "commands a second",
-            _rate(now["commands_per_second"]),
-            f"{totals['commands']:,} since the start",
-            "commands_per_second",
-        ),
-        _Figure(
-            "commands in a batch",
-            _mean(now["mean_batch"]),
-            f"{_rate(now['batches_per_second'])} batches a second",
-            "mean_batch",
-        ),
-        _Figure(
-            "round trips saved a second",
-            _rate(now["round_trips_saved_per_second"]),
-            saved,
-            "round_trips_saved_per_second",
-        ),
-        _Figure(
-            "upstream round trip",
-            _duration(now["round_trip_p50_us"]),
-            f"p99 {_duration(now['round_trip_p99_us'])}",
-            "round_trip_p50_us",
-        ),
-        _Figure(
-            "queue wait",
-            _duration(now["queue_wait_p50_us"]),
-            f"p99 {_duration(now['queue_wait_p99_us'])}",
-            "queue_wait_p50_us",
-        ),
+    now, totals, history = status["now"], status["totals"], status["history"]
+    saved = f"{totals['round_trips_saved'] / totals['commands']:.1%} of all commands" if totals["commands"] else ""
+    since = f"{totals['commands']:,} since the start"
+    batches = f"{_rate(now['batches_per_second'])} batches a second"
+    figures = [
+        _Figure("commands a second", "commands_per_second", _rate, since),
+        _Figure("commands in a batch", "mean_batch", _mean, batches),
+        _Figure("round trips saved a second", "round_trips_saved_per_second", _rate, saved),
+        _Figure("round trip, p50", "round_trip_p50_us", _duration, f"p99 {_duration(now['round_trip_p99_us'])}"),
+        _Figure("queue wait, p50", "queue_wait_p50_us", _duration, f"p99 {_duration(now['queue_wait_p99_us'])}"),
     ]
-    table = Table.grid(padding=(0, 2))
-    names, values, notes = (max(len(line[part]) for line in lines) for part in range(3))
-    table.add_column(style="dim", no_wrap=True, min_width=names)
-    table.add_column(style="bold", justify="right", no_wrap=True, min_width=values)
+    values = [figure.shown(now[figure.column]) for figure in figures]
+    taken = max(len(figure.name) for figure in figures) + max(map(len, values)) + 4
+    notes = [figure.note if len(figure.note) <= width - taken else "" for figure in figures]
+    taken += max(map(len, notes)) + 2
+    charts = [_series(history, figure.column) for figure in figures]
+    mosts = [figure.shown(_most(series)) for figure, series in zip(figures, charts, strict=True)]
+    # (What is the most depends on how much is shown, and that on how wide the most is: of the whole history, then.)
+    beside = max(len("at most"), *map(len, mosts)) + 2
+    room = width - taken
+    scaled = room >= _LEAST_CHART + beside
+    if scaled:
+        room -= beside
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(style="bold", justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
-    table.add_column(style="cyan", no_wrap=True)
-    taken = names + values + notes + 6
-    history = status["history"]
-    for line in lines:
-        place = history["columns"].index(line.column)
-        recent = [sample[place] for sample in history["samples"]]
-        table.add_row(line.name, line.value, line.note, _bars(recent, width - taken))
+    if room < _LEAST_CHART:
+        for figure, value, note in zip(figures, values, notes, strict=True):
+            table.add_row(figure.name, value, note)
+        return table
+    table.add_column(style="cyan", no_wrap=True, min_width=room)
+    table.add_column(style="dim", justify="right", no_wrap=True)
+    shown = min(room, len(history["samples"]))
+    rows: list[list[str | Text]] = [
+        ["", "", "", Text(f"last {_span(shown * history['every_seconds'])}", style="dim"), "at most"]
+    ]
+    for figure, value, note, series in zip(figures, values, notes, charts, strict=True):
+        rows.append([figure.name, value, note, _bars(series[-room:]), figure.shown(_most(series[-room:]))])
+    if not scaled:
+        table.columns.pop()
+    for row in rows:
+        table.add_row(*row[: len(table.columns)])
     return table
 
 
-def _bars(values: Sequence[float | None], room: int) -> str:
-    """The last `room` of them, from nothing to the most there is; where there is no value, there is no bar."""
-    if room < 10:  # nothing that anybody could read
-        return ""
-    shown = values[-room:]
-    most = max((value for value in shown if value is not None), default=0) or 1
-    return "".join(_BARS[0] if value is None else _BARS[1 + round(value / most * 7)] for value in shown)
+def _series(history: Mapping[str, Any], column: str) -> list[float | None]:
+    place = history["columns"].index(column)
+    return [sample[place] for sample in history["samples"]]
+
+
+def _most(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _bars(values: Sequence[float | None]) -> str:
+    """From nothing to the most there is; where there is no value, there is no bar."""
+    most = _most(values) or 1
+    return "".join(_BARS[0] if value is None else _BARS[1 + round(value / most * 7)] for value in values)
 
 
 def _connections(status: Status) -> RenderableType:
     clients, leases, lanes = status["clients"], status["leases"], status["lanes"]
     client_states = ("shared", "leased", "waiting", "pinned", "greeting")
     lease_states = ("lent", "pinned", "dialling", "idle", "waiting")
-    lane_states = {state: sum(lane["state"] == state for lane in lanes) for state in _LANE_STATES}
+    lane_counts = {state: sum(lane["state"] == state for lane in lanes) for state in _LANE_STATES}
+    lane_counts["unsent"] = sum(lane["unsent"] for lane in lanes)
+    lane_counts["in flight"] = sum(lane["in_flight"] for lane in lanes)
+    lane_counts["lost"] = sum(status["totals"]["lane_losses"].values())
     taken = leases["lent"] + leases["pinned"] + leases["dialling"]
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(style="bold", justify="right")
-    table.add_column()
+    table.add_column(no_wrap=True)
     table.add_column()
     everybody = sum(clients[state] for state in client_states)
-    held = f"{clients['memory_bytes'] / 2**20:,.1f} MiB"
+    held = _bytes(clients["memory_bytes"])
     table.add_row("clients", f"{everybody:,}", f"of {clients['limit']:,}", f"{_counts(clients, client_states)}; {held}")
-    table.add_row("lanes", f"{len(lanes):,}", "", _counts(lane_states, tuple(lane_states)))
+    table.add_row("lanes", f"{len(lanes):,}", "", _counts(lane_counts, tuple(lane_counts)))
     table.add_row("leases", f"{taken:,}", f"of {leases['limit']:,}", _counts(leases, lease_states))
     return table
 
@@ -263,37 +311,70 @@ def _counts(by: Mapping[str, int], states: tuple[str, ...]) -> str:
     return ", ".join(f"{by[state]:,} {state}" for state in states if by[state]) or "none"
 
 
-def _lanes(lanes: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
+def _lanes(lanes: Sequence[Mapping[str, Any]], width: int, room: int | None) -> RenderableType:
+    """`room`: lines; where it is not enough, the last one says how many more there are."""
     if not lanes:
         return Text("No lane yet: the first client opens one.", style="dim")
-    columns = {
-        "sessions": lambda lane: f"{lane['sessions']:,}",
-        "unsent": lambda lane: f"{lane['unsent']:,}",
-        "in flight": lambda lane: f"{lane['in_flight']:,}",
-        "owed": lambda lane: f"{lane['unsent'] + lane['in_flight']:,}",
-        "batch": lambda lane: _mean(lane["mean_batch"]),
-        "least trip": lambda lane: _duration(lane["round_trip_us"]),  # on this connection
-        "commands": lambda lane: f"{lane['commands']:,}",
+    failing_first = sorted(lanes, key=lambda lane: lane["state"] != "failing")
+    if room is None or len(lanes) < room:
+        return _table(failing_first, width)
+    if room < 3:
+        return Text(f"{len(lanes):,} lanes, and no room for them", style="dim")
+    shown = room - 2
+    return Group(_table(failing_first[:shown], width), Text(f"and {len(lanes) - shown:,} more", style="dim"))
+
+
+def _table(lanes: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
+    figures: dict[str, list[str]] = {
+        "sessions": [f"{lane['sessions']:,}" for lane in lanes],
+        "unsent": [f"{lane['unsent']:,}" for lane in lanes],
+        "in flight": [f"{lane['in_flight']:,}" for lane in lanes],
+        "owed": [f"{lane['unsent'] + lane['in_flight']:,}" for lane in lanes],
+        "batch": [_mean(lane["mean_batch"]) for lane in lanes],
+        "least trip": [_duration(lane["round_trip_us"]) for lane in lanes],  # on this connection
+        "connections": [f"{lane['connections']:,}" for lane in lanes],
+        "commands": [f"{lane['commands']:,}" for lane in lanes],
     }
-    left_out = {"owed"} if width >= _WIDE else {"unsent", "in flight"} | ({"sessions"} if width < _NARROW else set())
-    shown = [name for name in columns if name not in left_out]
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    rows = [
-        [
-            Text(f"{lane['lane']} (large)" if lane["kind"] == "large" else lane["lane"]),
-            Text(lane["state"], style=_COLOURS[_LANE_STATES[lane["state"]]]),
-            Text(f"{lane['user'] or 'no user'}, db {lane['database']}, RESP{lane['protocol']}"),
-            *(Text(columns[name](lane)) for name in shown),
-        ]
-        for lane in sorted(lanes, key=lambda lane: lane["state"] != "failing")
-    ]
-    for place, name in enumerate(["lane", "state", "runs as", *shown]):
-        # Where there is no room, it is taken from who it runs as, and not from figures.
-        least = None if name == "runs as" else max(len(name), *(len(row[place]) for row in rows))
-        table.add_column(name, no_wrap=True, min_width=least, justify="right" if name in columns else "left")
-    for row in rows:
-        table.add_row(*row)
+    first = {
+        "lane": [f"{lane['lane']} (large)" if lane["kind"] == "large" else lane["lane"] for lane in lanes],
+        "state": [lane["state"] for lane in lanes],
+    }
+    who = [f"{lane['user'] or 'no user'}, db {lane['database']}, RESP{lane['protocol']}" for lane in lanes]
+    widths = {name: max(map(len, (name, *column))) for name, column in (first | figures).items()}
+    widths["state"] = max(map(len, _LANE_STATES))
+
+    left_out = {"owed"}
+    wanted = min(_LEAST_NAME, max(map(len, who)))
+    for name in _DISPENSABLE:
+        if _beside(widths, left_out, width) >= wanted:
+            break
+        left_out.add(name)
+        if name == "unsent":  # both become one
+            left_out.add("in flight")
+            left_out.remove("owed")
+    room = max(0, _beside(widths, left_out, width))  # where there is not enough, it is taken from who, not from figures
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("lane", no_wrap=True, min_width=widths["lane"])
+    table.add_column("state", no_wrap=True, min_width=widths["state"])
+    table.add_column("runs as", no_wrap=True, max_width=room)
+    shown = [name for name in figures if name not in left_out]
+    for name in shown:
+        table.add_column(name, no_wrap=True, min_width=widths[name], justify="right")
+    for place, lane in enumerate(lanes):
+        state = Text(lane["state"], style=_COLOURS[_LANE_STATES[lane["state"]]])
+        table.add_row(
+            Text(first["lane"][place]), state, Text(_cut(who[place], room)), *(figures[name][place] for name in shown)
+        )
     return table
+
+
+def _beside(widths: Mapping[str, int], left_out: set[str], width: int) -> int:
+    """Columns that are left beside these."""
+    return width - sum(wide + 2 for name, wide in widths.items() if name not in left_out)
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
 def _rate(value: float | None) -> str:
@@ -315,6 +396,16 @@ def _duration(microseconds: float | None) -> str:
         milliseconds = microseconds / 1e3
         return f"{milliseconds:.{2 if milliseconds < 9.995 else 1 if milliseconds < 99.95 else 0}f} ms"
     return f"{microseconds / 1e6:,.1f} s"
+
+
+def _bytes(value: float) -> str:
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB")
+    power = 0
+    while value >= 1023.5 and power < len(units) - 1:
+        value /= 1024
+        power += 1
+    digits = 0 if not power or value >= 99.5 else 1 if value >= 9.95 else 2
+    return f"{value:,.{digits}f} {units[power]}"
 
 
 def _span(seconds: float) -> str:

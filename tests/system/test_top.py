@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .processes import DEADLINE, ROOT, coalesce_command, environment, eventually, free_port
-from .said import Admin, at_work, in_trouble, nothing_yet, running_admin
+from .said import Admin, at_work, in_trouble, lane, nothing_yet, running_admin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,8 +46,8 @@ def once(ask: Callable[..., Said]) -> Callable[..., Said]:
 
 
 def lines(printed: str) -> list[str]:
-    """Without the charts, and with one blank between words."""
-    return [re.sub(r"[▁-█]+|\s+", " ", line).strip() for line in printed.splitlines()]
+    """Without the charts and their scale, and with one blank between words."""
+    return [re.sub(r"\s+", " ", re.sub(r"[▁-█].*", "", line)).strip() for line in printed.splitlines()]
 
 
 def test_one_frame_in_a_pipe(admin: Admin, once: Once) -> None:
@@ -58,14 +58,14 @@ def test_one_frame_in_a_pipe(admin: Admin, once: Once) -> None:
     for line in (
         "commands a second 98,356 1,284,512,345 since the start",
         "commands in a batch 32.2 3,052 batches a second",
-        "round trips saved a second 95,304 97.0% since the start",
-        "upstream round trip 412 µs p99 1.24 ms",
-        "queue wait 38 µs p99 2.1 s",
+        "round trips saved a second 95,304 97.0% of all commands",
+        "round trip, p50 412 µs p99 1.24 ms",
+        "queue wait, p50 38 µs p99 2.1 s",
         "clients 242 of 10,000 231 shared, 9 leased, 2 pinned; 11.8 MiB",
-        "lanes 2 2 ready",
+        "lanes 2 2 ready, 6 unsent, 82 in flight, 3 lost",
         "leases 11 of 1,000 9 lent, 2 pinned, 4 idle",
-        "u0 ready no user, db 0, RESP3 231 3 41 32.2 412 µs 8,412,345",
-        "u1 (large) ready orders, db 3, RESP3 231 3 41 32.2 18.2 ms 1,204",
+        "u0 ready no user, db 0, RESP3 231 3 41 32.2 412 µs 1 8,412,345",
+        "u1 (large) ready orders, db 3, RESP3 231 3 41 32.2 18.2 ms 1 1,204",
     ):
         assert line in shown
     assert "\x1b" not in printed  # no colours where nobody sees them
@@ -79,15 +79,35 @@ def test_the_charts_are_the_history(admin: Admin, once: Once) -> None:
     assert code == 0
     (batch,) = (line for line in printed.splitlines() if line.startswith("commands in a batch"))
     assert re.findall(r"[▁-█][▁-█ ]*[▁-█]", batch) == ["▁ ▅█"]
+    assert batch.endswith(" 100.0")
+    assert re.search(r"  last 4 s +at most$", printed, re.MULTILINE)
 
 
-@pytest.mark.parametrize("columns", [60, 80, 200])
-def test_figures_are_never_cut(admin: Admin, once: Once, columns: int) -> None:
+@pytest.mark.parametrize(
+    ("columns", "heading", "figures"),
+    [
+        (60, "batch", "32.2"),
+        (80, "owed batch least trip", "44 32.2 412 µs"),
+        (90, "owed batch least trip commands", "44 32.2 412 µs 123,456,789,012"),
+        (
+            120,
+            "sessions unsent in flight batch least trip connections commands",
+            "231 3 41 32.2 412 µs 1 123,456,789,012",
+        ),
+    ],
+)
+def test_figures_are_never_cut(admin: Admin, once: Once, columns: int, heading: str, figures: str) -> None:
+    """What there is no room for is left out, or is who a lane runs as."""
+    admin.says["lanes"] += [lane(2, user="a-service-account-of-somebody", commands=123_456_789_012)]
+    admin.says["totals"]["commands"] = 123_456_789_012
     _, printed, _ = once("--once", "--admin", admin.address, columns=columns)
-    assert "98,356" in printed
     assert all(len(line) <= columns for line in printed.splitlines())
-    if columns >= 80:
-        assert re.search(r"\b8,412,345\s*$", printed, re.MULTILINE)
+    shown = lines(printed)
+    assert any(line.startswith("commands a second 98,356") for line in shown)
+    assert "round trip, p50 412 µs p99 1.24 ms" in shown
+    assert f"lane state runs as {heading}" in shown
+    (row,) = (line for line in shown if line.startswith("u2 ready a-service-acc"))
+    assert row.endswith(f"… {figures}")
 
 
 def test_what_is_wrong_is_said_and_obeyed_by_no_terminal(admin: Admin, once: Once) -> None:
@@ -122,16 +142,17 @@ def test_off_is_nobody_to_ask(once: Once) -> None:
 class Terminal:
     """A program in a terminal of 120 by 40."""
 
-    def __init__(self, *command: str) -> None:
-        self.ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-        self.theirs = theirs
+    def __init__(self, *command: str, **more: str) -> None:
+        self.ours, self.theirs = pty.openpty()
+        theirs = self.theirs
+        self.resize(120, 40)
         self.before = termios.tcgetattr(theirs)
         self.shown = ""
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment(TERM="xterm-256color", COLUMNS="120", LINES="40"),  # (else those of whoever runs the tests)
+            # (Its size is the terminal's, and not what whoever runs the tests has.)
+            env=environment(**{"TERM": "xterm-256color", "COLUMNS": "", "LINES": "", **more}),
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -139,6 +160,10 @@ class Terminal:
             # The terminal's Control-C goes to whoever it is the terminal of.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 (before any thread of the child's)
         )
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Whose terminal it is is told by a signal."""
+        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def shows(self, what: str) -> None:
         """TimeoutError if it does not."""
@@ -160,8 +185,8 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(*command: str) -> Iterator[Terminal]:
-    opened = Terminal(*command)
+def terminal(*command: str, **more: str) -> Iterator[Terminal]:
+    opened = Terminal(*command, **more)
     try:
         yield opened
     finally:
@@ -170,6 +195,32 @@ def terminal(*command: str) -> Iterator[Terminal]:
         opened.process.wait(DEADLINE)
         os.close(opened.ours)
         os.close(opened.theirs)
+
+
+def test_a_terminal_that_can_only_be_written_to_gets_one_frame(admin: Admin) -> None:
+    with terminal(*TOP, "--admin", admin.address, TERM="dumb") as opened:
+        assert opened.ended() == 0
+        assert "98,356" in opened.shown
+        assert "\x1b" not in opened.shown
+
+
+def test_as_many_lanes_as_there_is_room_for_at_any_size(admin: Admin) -> None:
+    """Without colours, as NO_COLOR wants it. <https://no-color.org>"""
+    admin.says["lanes"] = [lane(number) for number in range(128)]
+    with terminal(*TOP, "--admin", admin.address, NO_COLOR="1") as opened:
+        opened.shows("and 103 more")  # 40 lines; all else takes 15
+        assert "u24 " in opened.shown
+        assert "u25 " not in opened.shown
+        opened.shown = ""
+        opened.resize(80, 24)
+        opened.shows("and 119 more")
+        frame = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", opened.shown.rpartition("coalesce ")[2])
+        assert all(len(line) <= 80 for line in frame.splitlines())
+        assert not re.search(r"\x1b\[[\d;]*3[0-7]", opened.shown)
+        opened.process.terminate()
+        assert opened.ended() == 128 + signal.SIGTERM
+        assert opened.shown.rstrip().endswith(("\x1b[?25h", "\x1b[?1049l"))
+        assert termios.tcgetattr(opened.theirs) == opened.before
 
 
 @pytest.mark.parametrize("keys", [b"q", b"\x03"], ids=["q", "Control-C"])
