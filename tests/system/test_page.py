@@ -290,6 +290,12 @@ def test_it_goes_on_asking_and_says_when_there_is_no_answer(browser: Tab, admin:
     eventually(lambda: text(browser, "#state") == "no answer")
     assert re.fullmatch(r"coalesce does not answer\. The figures are from \d\d:\d\d:\d\d\.", text(browser, "#wrong"))
     assert field(browser, "commands_per_second") == "7.3"
+    # It can be seen, too, and still be read.
+    colour = "getComputedStyle(document.querySelector('.value')).color"
+    assert browser.run(colour) == browser.run("getComputedStyle(document.querySelector('dt')).color")
+    for scheme in ("light", "dark"):
+        browser.look(1280, 900, scheme)
+        assert browser.run(FAINT)[1] == []
 
     with running_admin(admin.port):
         eventually(lambda: text(browser, "#state") == "serving")
