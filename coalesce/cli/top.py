@@ -262,7 +262,9 @@ def _figures(status: Status, width: int) -> RenderableType:
         ["", "", "", Text(f"last {_span(shown * history['every_seconds'])}", style="dim"), "at most"]
     ]
     for figure, value, note, series in zip(figures, values, notes, charts, strict=True):
-        rows.append([figure.name, value, note, _bars(series[-room:]), figure.shown(_most(series[-room:]))])
+        rows.append(
+            [figure.name, value, note, _bars(series[-room:], figure.column), figure.shown(_most(series[-room:]))]
+        )
     if not scaled:
         table.columns.pop()
     for row in rows:
@@ -279,10 +281,18 @@ def _most(values: Sequence[float | None]) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def _bars(values: Sequence[float | None]) -> str:
+def _bars(values: Sequence[float | None], column: str) -> str:
     """From nothing to the most there is; where there is no value, there is no bar."""
-    most = _most(values) or 1
-    return "".join(_BARS[0] if value is None else _BARS[1 + round(value / most * 7)] for value in values)
+    top = _most(values) or 1
+    if column.endswith("_us") and (usual := _usually(values)) and top > 3 * usual:
+        top = usual
+    return "".join(_BARS[0] if value is None else _BARS[1 + round(min(1, value / top) * 7)] for value in values)
+
+
+def _usually(values: Sequence[float | None]) -> float:
+    """What it is at most, but for one in twenty: a single slow second would flatten all the others."""
+    known = sorted(value for value in values if value is not None)
+    return known[int(0.95 * (len(known) - 1))] if known else 0
 
 
 def _connections(status: Status) -> RenderableType:

@@ -229,6 +229,16 @@ def test_a_chart_has_its_scale(browser: Tab, admin: Admin) -> None:
 
 
 @needs_chromium
+def test_one_slow_second_does_not_flatten_the_others(browser: Tab, admin: Admin) -> None:
+    says = at_work()
+    says["history"]["samples"][150][3] = 12_340.0
+    shown(browser, admin, says)
+    assert text(browser, '[data-chart~="round_trip_p50_us"] .scale') == "500 µs, at most 12.3 ms"
+    slow = points(browser, "round_trip_p50_us")[1]
+    assert {height for _, height in slow} == {0, 14.4}  # of 72, from the top: 400 of 500 is 14.4
+
+
+@needs_chromium
 def test_one_moment_is_read_in_all_charts_with_the_pointer_or_the_keys(browser: Tab, admin: Admin) -> None:
     shown(browser, admin, at_work())
     box = browser.run(

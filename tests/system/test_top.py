@@ -75,11 +75,15 @@ def test_the_charts_are_the_history(admin: Admin, once: Once) -> None:
     samples = admin.says["history"]["samples"] = admin.says["history"]["samples"][:4]
     for sample, value in zip(samples, (0.0, None, 50.0, 100.0), strict=True):
         sample[1] = value
+    for sample, wait in zip(samples, (12_340.0, 100.0, 50.0, 100.0), strict=True):
+        sample[4] = wait  # one slow second does not flatten the others
     code, printed, _ = once("--once", "--admin", admin.address)
     assert code == 0
     (batch,) = (line for line in printed.splitlines() if line.startswith("commands in a batch"))
     assert re.findall(r"[▁-█][▁-█ ]*[▁-█]", batch) == ["▁ ▅█"]
     assert batch.endswith(" 100.0")
+    (waits,) = (line for line in printed.splitlines() if line.startswith("queue wait"))
+    assert re.search(r" ██▅█ +12\.3 ms$", waits)
     assert re.search(r"  last 4 s +at most$", printed, re.MULTILINE)
 
 

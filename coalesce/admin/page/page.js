@@ -119,6 +119,12 @@ function read(back) {
   for (const chart of charts) chart.read();
 }
 
+// What a latency is at most, but for one sample in twenty: a single slow second would flatten all the others.
+function usually(values) {
+  const known = values.filter((value) => value !== null).sort((a, b) => a - b);
+  return known.length ? known[Math.floor(0.95 * (known.length - 1))] : 0;
+}
+
 class Chart {
   constructor(figure) {
     this.columns = figure.dataset.chart.split(" ");
@@ -160,10 +166,13 @@ class Chart {
       return history.samples.map((sample) => sample[place]).slice(-this.span);
     });
     this.most = Math.max(0, ...this.series.flat()); // (null counts as 0)
-    this.top = roundedUp(this.most);
+    const usual = this.columns.every((column) => column.endsWith("_us")) ? Math.max(...this.series.map(usually)) : this.most;
+    this.top = roundedUp(this.most > 3 * usual ? usual : this.most);
     this.series.forEach((values, n) => this.curves[n].setAttribute("d", this.path(values)));
     this.area.setAttribute("d", this.path(this.series[0], true));
-    say(this.scale, this.most > 0 ? brief(CHARTED[this.columns[0]][1](this.top)) + this.of : "");
+    const text = CHARTED[this.columns[0]][1];
+    const beyond = this.most > this.top ? `, at most ${text(this.most)}` : "";
+    say(this.scale, this.most > 0 ? brief(text(this.top)) + this.of + beyond : "");
     this.svg.setAttribute("aria-label", `The last ${span(this.every * this.length)}: ` + this.columns.map((column, n) => {
       const [name, text] = CHARTED[column];
       const known = this.series[n].filter((value) => value !== null);
@@ -180,7 +189,7 @@ class Chart {
     let begun = null;
     values.forEach((value, n) => {
       if (value !== null) {
-        path += `${begun === null ? "M" : "L"}${x(n)} ${(HEIGHT - (value / this.top) * HEIGHT).toFixed(1)}`;
+        path += `${begun === null ? "M" : "L"}${x(n)} ${(HEIGHT - Math.min(1, value / this.top) * HEIGHT).toFixed(1)}`;
         begun ??= n;
       }
       if (begun !== null && (value === null || n === values.length - 1)) {
