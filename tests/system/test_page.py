@@ -25,6 +25,9 @@ NONE = "–"  # noqa: RUF001 (as it is shown)
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 
+# What is cut off by the card that it stands in.
+CUT = "[...document.querySelectorAll('.card')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
+
 # Contrast by WCAG 2.2 of every piece of text with what it stands on, where that is less than 4.5.
 # <https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio>
 FAINT = """(() => {
@@ -240,6 +243,7 @@ def test_one_slow_second_does_not_flatten_the_others(browser: Tab, admin: Admin)
 
 @needs_chromium
 def test_one_moment_is_read_in_all_charts_with_the_pointer_or_the_keys(browser: Tab, admin: Admin) -> None:
+    browser.look(1153, 900, "light")  # where cards are narrowest
     shown(browser, admin, at_work())
     box = browser.run(
         """document.querySelector('[data-chart="commands_per_second"] svg').getBoundingClientRect().toJSON()"""
@@ -247,7 +251,8 @@ def test_one_moment_is_read_in_all_charts_with_the_pointer_or_the_keys(browser: 
     a_minute_ago = box["left"] + box["width"] * (1 - 60 / 239)
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=a_minute_ago, y=box["top"] + 20)
     assert caption(browser, "commands_per_second") == ["1 min ago", "91,390"]
-    assert caption(browser, "round_trip_p50_us") == ["1 min ago", "round trip 400 µs, queue wait 38 µs"]
+    assert caption(browser, "round_trip_p50_us") == ["1 min ago", "400 µs / 38 µs"]
+    assert browser.run(CUT) == []
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
     assert caption(browser, "commands_per_second") == ["4 min ago", "now"]
 
@@ -277,8 +282,10 @@ def test_what_is_wrong_comes_first_in_plain_words(browser: Tab, admin: Admin) ->
     told = browser.run("[...document.querySelectorAll('#wrong p')].map(line => line.textContent)")
     assert told == [item["text"] for item in what_is_wrong(says)]
     assert "2 lanes have no connection to the upstream (1,204 requests waiting): Connection refused" in told[0]
-    assert [row[0] for row in rows(browser)][:6:2] == ["u2", "u3", "u4"]  # what fails, each with its reason below it
-    assert rows(browser)[1] == ["Connection refused (redis.internal:6379)"]
+    names = [row[0] for row in rows(browser)]
+    assert names[0] == "u4"  # what fails, with its reason below it, once
+    assert names[2:7] == ["u2", "u3", "Connection refused (redis.internal:6379)", "u0", "u1"]
+    assert browser.run("document.title") == "trouble – coalesce"  # noqa: RUF001 (as it is shown)
     assert browser.run("document.images.length") == 0  # what the upstream said is text
 
 
@@ -288,6 +295,7 @@ def test_its_state_is_said(browser: Tab, admin: Admin, state: str) -> None:
     shown(browser, admin, at_work() | {"state": state})
     assert text(browser, "#state") == state
     assert text(browser, "#wrong").lower().startswith(f"{state}: ")
+    assert browser.run("document.title") == f"{state} – coalesce"  # noqa: RUF001 (as it is shown)
 
 
 @needs_chromium
@@ -376,9 +384,7 @@ def test_nothing_is_wider_than_the_screen(browser: Tab, admin: Admin, says: Any)
         browser.look(width, 800, "light")
         assert browser.run("innerWidth") == width
         assert browser.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0, width
-        # Nor cut off by whatever it stands in.
-        cut = "[...document.querySelectorAll('.card')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
-        assert browser.run(cut) == [], width
+        assert browser.run(CUT) == [], width
 
 
 @needs_chromium

@@ -214,11 +214,8 @@ class Chart {
     this.hand.setAttribute("x1", x);
     this.hand.setAttribute("x2", x);
     say(this.when, reading ? `${span(reading * this.every)} ago` : "now");
-    say(this.what, this.columns.map((column, n) => {
-      const [name, text] = CHARTED[column];
-      const value = text(this.series[n][this.length - 1 - reading]);
-      return this.columns.length > 1 ? `${name} ${value}` : value;
-    }).join(", "));
+    const values = this.columns.map((column, n) => CHARTED[column][1](this.series[n][this.length - 1 - reading]));
+    say(this.what, values.join(" / ")); // in the order of the legend
   }
 }
 
@@ -299,10 +296,13 @@ function laneRow() {
 
 const whyRow = () => make("tr", { role: "row", class: "why" }, make("td", { role: "cell", colspan: 10 }));
 
-// A lane in a row; why it is failing, in one of its own. Rows stay where they are, and so does a text being marked.
+// A lane in a row; why it is failing, in one of its own below all that say the same. Rows stay where they are, and so
+// does a text being marked.
 function showLanes(lanes) {
-  const failingFirst = [...lanes].sort((a, b) => (b.state === "failing") - (a.state === "failing"));
-  const rows = failingFirst.flatMap((lane) => (lane.why ? [lane, lane.why] : [lane]));
+  const why = (lane) => (lane === undefined || lane.why === null ? "" : lane.why);
+  const rank = (lane) => (lane.state === "failing" ? 0 : 1);
+  const sorted = [...lanes].sort((a, b) => rank(a) - rank(b) || why(a).localeCompare(why(b)));
+  const rows = sorted.flatMap((lane, n) => (why(lane) && why(lane) !== why(sorted[n + 1]) ? [lane, why(lane)] : [lane]));
   const body = $("lanes").tBodies[0];
   const made = () => rows.map((row) => (typeof row === "string" ? whyRow() : laneRow()));
   replaceIfOther(body, made, rows.map((row) => (typeof row === "string" ? "w" : "l")).join(""));
@@ -312,7 +312,7 @@ function showLanes(lanes) {
       say(cells[0], row);
       return;
     }
-    classList.toggle("explained", Boolean(row.why));
+    classList.toggle("explained", why(row) !== "");
     cells[1].dataset.level = LANE_LEVELS[row.state];
     const name = row.kind === "large" ? `${row.lane} (large)` : row.lane;
     const identity = `${row.user ?? "no user"}, db ${row.database}, RESP${row.protocol}`;
@@ -375,7 +375,8 @@ function show(status) {
   showTotals(status.totals);
   showRest(status);
   for (const chart of charts) chart.show(status.history);
-  document.title = `${rate(status.now.commands_per_second)} commands a second – coalesce`;
+  const serving = `${rate(status.now.commands_per_second)} commands a second`;
+  document.title = `${trouble ? "trouble" : status.state === "serving" ? serving : status.state} – coalesce`;
 }
 
 // --- asking ----------------------------------------------------------------------------------------------------------
