@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import json
 import os
 import select
@@ -90,21 +91,32 @@ def top(admin: TcpAddress, once: bool) -> None:
 def _watch(admin: TcpAddress, console: Console) -> None:
     shown: Status | None = None
     seen = 0.0
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live,
-        _keys() as keys,
-    ):
-        while True:
-            due = monotonic() + _EVERY
-            try:
-                shown, seen = look(admin), monotonic()
-                picture = frame(shown, console.width, console.height)
-            except AskError as silence:
-                picture = _silent(str(silence), shown, monotonic() - seen, console)
-            live.update(picture, refresh=True)
-            if keys.pressed(b"qQ", due):
-                return
+    while True:
+        heard: _Heard | None = None
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            _keys() as keys,
+            Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live,
+        ):
+            while heard is None:
+                due = monotonic() + _EVERY
+                try:
+                    shown, seen = look(admin), monotonic()
+                    picture = frame(shown, console.width, console.height)
+                except AskError as silence:
+                    picture = _silent(str(silence), shown, monotonic() - seen, console)
+                live.update(picture, refresh=True)
+                heard = keys.heard(due)
+        if heard is not _Heard.STOP:
+            return
+        signal.raise_signal(signal.SIGTSTP)  # whoever continues it finds it here
+
+
+class _Heard(enum.Enum):
+    """What ends watching."""
+
+    END = enum.auto()
+    STOP = enum.auto()  # for a while: Control-Z
 
 
 class _Keys:
@@ -115,19 +127,18 @@ class _Keys:
         self._descriptor = descriptor
         self._woken = woken
 
-    def pressed(self, wanted: bytes, until: float) -> bool:
-        """Whether one of these was, waiting no longer than `until`, nor than until the terminal has another size."""
+    def heard(self, until: float) -> _Heard | None:
+        """Waits no longer than `until`, nor than until the terminal has another size."""
         watched = [self._woken] if self._descriptor is None else [self._woken, self._descriptor]
         while (left := until - monotonic()) > 0:
             ready = select.select(watched, [], [], left)[0]
             if self._descriptor in ready:
                 typed = os.read(self._descriptor, 64)  # (past the buffer of `sys.stdin`, which `select` can't see)
-                if not typed or any(key in typed for key in wanted):  # or the terminal is gone
-                    return True
+                if not typed or b"q" in typed.lower():  # or the terminal is gone
+                    return _Heard.END
             if self._woken in ready:
-                os.read(self._woken, 64)
-                return False
-        return False
+                return _Heard.STOP if signal.SIGTSTP in os.read(self._woken, 64) else None
+        return None
 
 
 @contextlib.contextmanager
@@ -151,7 +162,7 @@ def _keys() -> Iterator[_Keys]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
-    """Within it, SIGTERM leaves the terminal as it was, too, and a new size of it can be waited for."""
+    """Within it, SIGTERM ends by an exception; what can be read tells of a new size, and of Control-Z, by number."""
 
     def end(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
@@ -162,6 +173,7 @@ def _signals() -> Iterator[int]:
     before = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, end),
         signal.SIGWINCH: signal.signal(signal.SIGWINCH, lambda *_: None),
+        signal.SIGTSTP: signal.signal(signal.SIGTSTP, lambda *_: None),
     }
     try:
         yield woken

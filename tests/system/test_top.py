@@ -232,6 +232,13 @@ def test_it_ends_by_a_key_and_leaves_the_terminal_as_it_was(admin: Admin, keys: 
     with terminal(*TOP, "--admin", admin.address) as opened:
         opened.shows("98,356")
         opened.press(b"x\x1b[A")  # no other key does anything
+        opened.shown = ""
+        # Stopped, it gives the terminal back. (Nobody could continue it here, so the kernel lets it go on at once.)
+        opened.press(b"\x1a")
+        opened.shows("\x1b[?1049l")
+        opened.shown = opened.shown.rpartition("\x1b[?1049l")[2]
+        opened.shows("98,356")
+        assert "\x1b[?1049h" in opened.shown
         admin.says["now"]["commands_per_second"] = 1234.0
         opened.shows("1,234")
         opened.press(keys)
