@@ -271,7 +271,7 @@ def _figures(status: Status, width: int) -> RenderableType:
     table.add_column(style="dim", justify="right", no_wrap=True)
     shown = min(room, len(history["samples"]))
     rows: list[list[str | Text]] = [
-        ["", "", "", Text(f"last {_span(shown * history['every_seconds'])}", style="dim"), "at most"]
+        ["", "", "", Text(f"last {_span(shown * history['every_seconds'])}", style="dim default"), "at most"]
     ]
     for figure, value, note, series in zip(figures, values, notes, charts, strict=True):
         rows.append(
