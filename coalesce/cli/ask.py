@@ -1,8 +1,9 @@
-"""What is asked of a coalesce that runs, over its admin HTTP: by `coalesce wait`, `coalesce shutdown` and top.py."""
+"""What is asked of a coalesce that runs, over its admin HTTP: by its commands wait, pause, resume, shutdown, top."""
 
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 from contextlib import suppress
 from ipaddress import ip_address
@@ -10,6 +11,7 @@ from threading import Timer
 from time import monotonic, sleep
 
 from coalesce.config import TcpAddress
+from coalesce.core.pause import Unfinished
 
 # Seconds between two looks.
 _LOOK_EVERY = 0.1
@@ -44,6 +46,53 @@ def wait_until_ready(admin: TcpAddress, probe: str, timeout: float) -> None:
         if monotonic() + _LOOK_EVERY > ends:
             raise AskError(f"not ready after {timeout:g} s: {said}")
         sleep(_LOOK_EVERY)
+
+
+def pause(admin: TcpAddress, timeout: float) -> tuple[str, bool]:
+    """It is paused now: what to say of it, and whether what was begun is finished. Raises AskError when it is not, or
+    nobody knows.
+    """
+    try:
+        status, said = ask(admin, "POST", f"/pause?timeout={timeout}", timeout + _ANSWER)
+    except NoAnswerError as problem:
+        if problem.nobody:
+            raise
+        raise AskError(f"{problem}; it may be paused all the same, until coalesce resume") from None
+    if status not in {http.client.OK, http.client.GATEWAY_TIMEOUT}:
+        raise AskError(f"{admin} is not paused: {_line(said)}")
+    left = _unfinished(admin, said)
+    closed = {"blocked": left.blocked, "subscribed": left.subscribed, "pinned": left.pinned}
+    held = "paused: commands are held until coalesce resume"
+    if left.ends:
+        begun = {"in flight": left.in_flight, "in a transaction": left.in_transaction}
+        lost = _counted(begun | closed)
+        return f"{held}; not finished after {timeout:g} s, so the upstream's end would cut off {lost}", False
+    lost = f", and its end cuts off {_counted(closed)}" if any(closed.values()) else ""
+    return f"{held}; nothing is in flight, so the upstream can be replaced{lost}", True
+
+
+def _unfinished(admin: TcpAddress, said: bytes) -> Unfinished:
+    """Raises AskError."""
+    try:
+        told = json.loads(said)
+        left = Unfinished(*(told[name] for name in Unfinished._fields))
+    except (LookupError, RecursionError, TypeError, ValueError):
+        left = Unfinished(-1)
+    if not all(type(count) is int and count >= 0 for count in left):
+        raise AskError(f"who answers at {admin} is not coalesce")
+    return left
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
+def resume(admin: TcpAddress) -> str:
+    """It is not paused now: what to say of it. Raises AskError when it can't be asked."""
+    status, said = ask(admin, "POST", "/resume")
+    if status != http.client.OK:
+        raise AskError(f"{admin} refuses: {_line(said)}")
+    return "resumed: nothing is held any more"
 
 
 def shut_down(admin: TcpAddress, timeout: float) -> None:

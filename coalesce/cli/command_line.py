@@ -6,6 +6,9 @@ Exit codes, of all commands: 2 for a wrong setting; 130 when it was interrupted 
     coalesce check      0 when the upstream can be used; 1 when it can't, with one line why
     coalesce wait       0 when it is ready; 1 when it is not in time
     coalesce top        0; 1 when nobody could be asked for the one frame that was wanted
+    coalesce pause      0 when it is paused, and what was begun is finished; 3 when it is paused, and something of it is
+                        not; 1 when it can't be asked, or is not paused
+    coalesce resume     0 when it is not paused any more; 1 when it can't be asked
     coalesce shutdown   0 when it has ended; 1 when nobody could be asked, or it has not ended in time
 """
 
@@ -16,7 +19,7 @@ import os
 import re
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import trio
@@ -30,6 +33,7 @@ from coalesce.cli.options import (
     FILE,
     OPTIONS,
     SECONDS,
+    SECONDS_OF_AN_HOUR,
     SECTIONS,
     declare,
     unknown_variables,
@@ -40,6 +44,8 @@ from coalesce.server import StartError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    Answer = TypeVar("Answer")
 
 log = logging.getLogger("coalesce")
 
@@ -180,6 +186,9 @@ def check(**given: Any) -> None:
     _say(found)
 
 
+# The exit code of a pause in which something is not finished.
+_NOT_FINISHED = 3
+
 _of_a_running_one = declare(
     [replace(OPTIONS["admin"], help="`host:port` of the admin HTTP of the coalesce that is asked")]
 )
@@ -209,6 +218,36 @@ def wait(admin: TcpAddress | None, timeout: float, probe: str) -> None:
 @click.command(cls=_Command, context_settings=_CONTEXT)
 @_of_a_running_one
 @_config
+@click.option(
+    "--timeout", type=SECONDS_OF_AN_HOUR, default=10.0, show_default=True, metavar="NUMBER",
+    help="Seconds to wait for what was begun.",
+)  # fmt: skip
+def pause(admin: TcpAddress | None, timeout: float) -> None:
+    """Have a coalesce hold commands, and finish what was begun, so that its upstream can be replaced.
+
+    Clients wait, until coalesce resume: also when this was interrupted, or nobody saw its answer. Exit codes: 0 when
+    all is finished; 3 when it is paused, and something is not finished; 1 when it can't be asked, or is not paused.
+    """
+    from coalesce.cli.ask import pause as ask_to_pause  # noqa: PLC0415 (for those who ask)
+
+    line, finished = _ask(ask_to_pause, _asked(admin), timeout)
+    _say(line)
+    sys.exit(0 if finished else _NOT_FINISHED)
+
+
+@click.command(cls=_Command, context_settings=_CONTEXT)
+@_of_a_running_one
+@_config
+def resume(admin: TcpAddress | None) -> None:
+    """Have a coalesce that is paused go on. Exit codes: 0, also when it was not paused; 1 when it can't be asked."""
+    from coalesce.cli.ask import resume as ask_to_resume  # noqa: PLC0415 (for those who ask)
+
+    _say(_ask(ask_to_resume, _asked(admin)))
+
+
+@click.command(cls=_Command, context_settings=_CONTEXT)
+@_of_a_running_one
+@_config
 @_within(30.0)
 def shutdown(admin: TcpAddress | None, timeout: float) -> None:
     """Have a coalesce drain and end. Exit codes: 0 when it has; 1 when it can't be asked, or takes longer."""
@@ -228,7 +267,14 @@ def top(admin: TcpAddress | None, once: bool) -> None:
     _ask(show, _asked(admin), once)
 
 
-COMMANDS: dict[str, click.Command] = {"check": check, "wait": wait, "top": top, "shutdown": shutdown}
+COMMANDS: dict[str, click.Command] = {
+    "check": check,
+    "wait": wait,
+    "top": top,
+    "pause": pause,
+    "resume": resume,
+    "shutdown": shutdown,
+}
 
 
 def _asked(admin: TcpAddress | None) -> TcpAddress:
@@ -241,11 +287,12 @@ def _asked(admin: TcpAddress | None) -> TcpAddress:
     return admin
 
 
-def _ask(question: Callable[..., None], *arguments: object) -> None:
+def _ask(question: Callable[..., Answer], *arguments: object) -> Answer:
+    """Ends with 1 where there is no answer."""
     from coalesce.cli.ask import AskError  # noqa: PLC0415 (for those who ask)
 
     try:
-        question(*arguments)
+        return question(*arguments)
     except AskError as problem:
         click.echo(f"coalesce: {problem}", err=True)
         sys.exit(1)

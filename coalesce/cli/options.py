@@ -94,6 +94,7 @@ _ADDRESS = _Parsed("address", parse_address)
 _MODE = _Parsed("mode", parse_mode)
 _COUNT = _Count()
 SECONDS = _Number(min=0)
+SECONDS_OF_AN_HOUR = _Number(min=0, max=3600)
 _SOME_SECONDS = _Number(min=0, min_open=True)
 _SILENCE = _Number(min=0.1, max=3600)  # what the kernel's timers can keep
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from coalesce.cli.ask import AskError, NoAnswerError, ask, shut_down, wait_until_ready
+from coalesce.cli.ask import AskError, NoAnswerError, ask, pause, resume, shut_down, wait_until_ready
 from coalesce.cli.top import look
 from coalesce.config import TcpAddress
 
@@ -63,8 +63,11 @@ def test_it_is_not_led_elsewhere(code):
                 assert ask(admin, "GET", "/readiness", 5.0) == (code, b"")
                 with pytest.raises(AskError):
                     wait_until_ready(admin, "readiness", 0.2)
+                for question in (shut_down, pause):
+                    with pytest.raises(AskError):
+                        question(admin, 0.2)
                 with pytest.raises(AskError):
-                    shut_down(admin, 0.2)
+                    resume(admin)
         assert heard == []
 
 
@@ -93,3 +96,37 @@ def test_an_answer_that_dribbles_takes_no_longer_than_it_may(beginning):
 def test_what_is_no_status_is_said_in_one_line(body):
     with answering([reply("200 OK", body)]) as (admin, _), pytest.raises(AskError, match=str(admin)):
         look(admin)
+
+
+LEFT = {"paused": True, "in_flight": 0, "in_transaction": 0, "blocked": 0, "subscribed": 0, "pinned": 0}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"{", b"[]", b"null", b"7", b"[" * 100_000, b"{}"]
+    + [json.dumps(LEFT | {"pinned": wrong}).encode() for wrong in (None, "1", -1, 0.5, True, [1])],
+    ids=lambda said: said[:80].decode(),
+)
+def test_who_says_no_numbers_is_not_coalesce(said):
+    with (
+        answering([reply("200 OK", said)]) as (admin, _),
+        pytest.raises(AskError, match=f"who answers at {admin} is not coalesce"),
+    ):
+        pause(admin, 0.2)
+
+
+def test_a_pause_without_an_answer_may_be_one():
+    with answering([b""]) as (admin, heard):
+        with pytest.raises(AskError, match="it may be paused all the same"):
+            pause(admin, 0.5)
+        assert heard[0].startswith(b"POST /pause?timeout=0.5 ")
+    with pytest.raises(AskError, match=r"Connection refused$"):
+        pause(admin, 0.5)
+
+
+def test_who_refuses_says_why():
+    with answering([reply("403 Forbidden", b"this can be asked from this host alone\n")]) as (admin, _):
+        with pytest.raises(AskError, match=f"{admin} is not paused: this can be asked from this host alone"):
+            pause(admin, 0.2)
+        with pytest.raises(AskError, match=f"{admin} refuses: this can be asked from this host alone"):
+            resume(admin)

@@ -80,7 +80,8 @@ def test_a_command_in_the_wrong_place(run_to_exit):
 
 def test_a_command_that_there_is_not(run_to_exit):
     code, said = one_line(run_to_exit("topp"))
-    assert (code, "before them perhaps check, wait, top, shutdown;" in said, "topp" in said) == (2, True, False)
+    commands = "before them perhaps check, wait, top, pause, resume, shutdown;"
+    assert (code, commands in said, "topp" in said) == (2, True, False)
 
 
 @pytest.mark.parametrize(
@@ -379,6 +380,64 @@ def test_wait_begins_before_there_is_anybody(upstream):
     assert (waiting.returncode, stderr) == (0, "")
 
 
+HELD = "paused: commands are held until coalesce resume; "
+
+
+def test_pause_and_resume(upstream, ask):
+    with (
+        running_coalesce(upstream.url, COALESCE_ADMIN="127.0.0.1:0") as coalesce,
+        coalesce.connect() as client,
+        coalesce.connect() as subscriber,
+    ):
+        at = ["--admin", admin_of(coalesce)]
+        can_be = "nothing is in flight, so the upstream can be replaced"
+        assert ask("pause", *at) == (0, f"{HELD}{can_be}\n", "")
+        client.send(pack("GET", "k"))
+        assert client.look() == (b"", False)
+        assert ask("resume", *at) == (0, "resumed: nothing is held any more\n", "")
+        assert client.reply() == b"$-1\r\n"
+        assert subscriber.ask("SUBSCRIBE", "c").startswith(b"*3\r\n")
+        said = ask("pause", COALESCE_ADMIN=at[1])
+        assert said == (0, f"{HELD}{can_be}, and its end cuts off 1 subscribed\n", "")
+        assert ask("resume", COALESCE_ADMIN=at[1]).code == 0
+        for each in (client, subscriber):
+            each.close()
+        assert coalesce.stop()[0] == 0
+        for command in ("pause", "resume"):
+            said = ask(command, *at)
+            assert (said.code, said.stdout) == (1, "")
+            assert said.stderr == f"coalesce: can't ask {at[1]} (--admin): Connection refused\n"
+
+
+def test_a_pause_in_which_something_is_not_finished_is_told_apart(upstream, ask):
+    with running_coalesce(upstream.url, COALESCE_ADMIN="127.0.0.1:0") as coalesce, coalesce.connect() as client:
+        admin = admin_of(coalesce)
+        assert client.ask("WATCH", "k") == b"+OK\r\n"
+        said = ask("pause", "--admin", admin, "--timeout", "0.05")
+        why = "not finished after 0.05 s, so the upstream's end would cut off 1 in a transaction"
+        assert said == (3, f"{HELD}{why}\n", "")
+        assert client.ask("UNWATCH") == b"+OK\r\n"
+        assert ask("pause", "--admin", admin, "--timeout", "0").code == 0
+
+
+def test_a_pause_that_is_taken_back_is_none(upstream, ask):
+    with running_coalesce(upstream.url, COALESCE_ADMIN="127.0.0.1:0") as coalesce, coalesce.connect() as client:
+        admin = admin_of(coalesce)
+        assert client.ask("WATCH", "k") == b"+OK\r\n"
+        command = [*coalesce_command(), "pause", "--admin", admin]
+        with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as waiting:
+            eventually(lambda: "paused" in coalesce.stderr)
+            assert ask("resume", "--admin", admin).code == 0
+            _, stderr = waiting.communicate(timeout=DEADLINE)
+    assert (waiting.returncode, stderr) == (1, f"coalesce: {admin} is not paused: resumed meanwhile\n")
+
+
+def test_how_long_a_pause_may_wait(run_to_exit):
+    for timeout in ("-1", "nan", "inf", "3601"):
+        code, said = one_line(run_to_exit("pause", "--admin", "127.0.0.1:1", "--timeout", timeout))
+        assert (code, "'--timeout'" in said) == (2, True)
+
+
 def test_shutdown_waits_for_the_drain_and_not_for_ever(upstream, ask):
     with running_coalesce(upstream.url, "--drain-timeout", "60", COALESCE_ADMIN="127.0.0.1:0") as coalesce:
         admin = admin_of(coalesce)
@@ -402,7 +461,7 @@ def test_whoever_does_not_answer_is_said(ask, silent_admin):
         assert (said.code, "no answer of HTTP" in said.stderr or "timed out" in said.stderr) == (1, True), said
 
 
-@pytest.mark.parametrize("command", ["wait", "shutdown", "top"])
+@pytest.mark.parametrize("command", ["wait", "pause", "resume", "shutdown", "top"])
 def test_nobody_to_ask(command, run_to_exit):
     for flags in (["--admin", "off"], ["--admin", "127.0.0.1:0"], ["--admin", "127.0.0.1:1", "x"], ["--nosuch"]):
         code, said = one_line(run_to_exit(command, *flags))
@@ -414,7 +473,7 @@ def test_help_has_all_commands_and_settings(ask):
     assert said.code == 0
     for option in OPTIONS.values():
         assert f"  {option.flag} " in said.stdout
-    for command in ("check", "wait", "top", "shutdown"):
+    for command in ("check", "wait", "top", "pause", "resume", "shutdown"):
         assert f"\n  {command} " in said.stdout
         assert ask(command, "--help").stdout.startswith(f"Usage: coalesce {command} [OPTIONS]")
 
