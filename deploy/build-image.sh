@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds deploy/Dockerfile, and runs what came out of it: as its own user, on a read-only root file system, without a
-# network, in front of a real Redis; its --version has to name the commit, and `coalesce check` to find that Redis. For machines where nothing can be pulled, and inside of containers: by buildah, in a chroot, on a base
-# that debootstrap makes. As root, on Debian, with
+# network, in front of a real Redis; its --version has to name the commit, and `coalesce check` to find that Redis. For
+# machines where nothing can be pulled, and inside of containers: by buildah, in a chroot, on a base that debootstrap
+# makes. As root, on Debian, with
 #
 #   apt-get install --no-install-recommends buildah debootstrap redis-server
 #
@@ -105,7 +106,7 @@ mounted='
 said=$(run_image --version)
 echo "$said"
 grep -qF "coalesce $version (commit ${commit:-unknown})" <<<"$said"
-(run_image check)
+(entrypoint=(coalesce); run_image check)  # by its name, as `kubectl exec POD -c coalesce -- coalesce check` does
 run_image &
 coalesce=$!
 until_it_answers "$place/run/coalesce.sock"
