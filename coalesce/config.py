@@ -197,6 +197,9 @@ class Config:
     clients_memory: int = 1024 * 1024 * 1024
     # Seconds. Long enough for a restart of the upstream, shorter than what client libraries wait for a reply.
     upstream_wait: float = 5.0
+    # Seconds. One attempt: who starts it by hand is told of a wrong address at once, and who supervises it may start it
+    # again. Where both are started together, waiting is better than being started again and again.
+    start_timeout: float = 0.0
     # Seconds for one attempt: connect and handshake; and for the TLS handshake of a client, which takes two round trips
     # and some computing on either side.
     connect_timeout: float = 5.0

@@ -63,6 +63,10 @@ class NotLetInError(DialError):
     """The same, where it is coalesce's own credentials that do not work: that is no reply for a client."""
 
 
+class TlsError(DialError):
+    """No TLS, or not as one side wants it: a certificate is not trusted, say. Another attempt would find the same."""
+
+
 class NoAnswerError(DialError):
     """The time for an attempt was over before anything was known."""
 
@@ -179,7 +183,9 @@ class Dialler:
                     break
                 ends = now + self._timeout
             except (OSError, UpstreamError) as problem:
-                raise DialError(_reason(problem)) from problem
+                hung_up = isinstance(problem, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+                kind = TlsError if isinstance(problem, ssl.SSLError) and not hung_up else DialError
+                raise kind(_reason(problem)) from problem
         raise NoAnswerError(stage.no_answer)
 
     async def dial_patiently(self, identity: Identity, name: bytes) -> Dialled:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 import resource
 import secrets
 import signal
@@ -33,7 +34,7 @@ from coalesce.core.errors import unavailable
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
-from coalesce.dial import DialError, Dialler, NotLetInError, Refused
+from coalesce.dial import DialError, Dialler, NotLetInError, Refused, TlsError, pause
 from coalesce.downstream import Client, Clients
 from coalesce.listening import close_listener, is_loopback, is_of_this_host, open_listeners
 from coalesce.liveness import watch, watch_clients
@@ -84,6 +85,14 @@ class StartError(Exception):
     """What keeps coalesce from starting, in one line for its user."""
 
 
+class UnreachableError(StartError):
+    """The upstream can't be reached, which may pass. `why`: without its address."""
+
+    def __init__(self, address: Address, why: str) -> None:
+        super().__init__(f"can't reach upstream {address}: {why}")
+        self.why = why
+
+
 @dataclass
 class Summary:
     """What a run did. `clean`: everything owed was delivered."""
@@ -122,8 +131,10 @@ async def dial_first(dialler: Dialler, address: Address, identity: Identity, nam
         raise StartError(f"upstream {address} refused: {refusal}") from None
     except NotLetInError as problem:
         raise StartError(f"upstream {address}: {problem}") from None
-    except DialError as problem:
+    except TlsError as problem:
         raise StartError(f"can't reach upstream {address}: {problem}") from None
+    except DialError as problem:
+        raise UnreachableError(address, str(problem)) from None
 
 
 def _say_limit(session: Session, what: str) -> None:
@@ -166,6 +177,7 @@ class Server:
         self._new_lanes: list[Lane] = []
         self._pins: set[Pin] = set()
         self.started = False
+        self._waits_for: str | None = None  # why the upstream can't be reached, before the start
         self._draining = False
         self._end = trio.Event()  # asked for by other means than a signal
         self.software: str | None = None
@@ -200,15 +212,19 @@ class Server:
         Has started, with the addresses listened on, when clients can connect.
         """
         self._look_at_listeners()
-        self.software = await self._look_at_upstream()
+        with closing(self.poller), closing(self._dialler):
+            self.software = await self._look_at_upstream()
+            # (Nothing was begun that would have to be finished.)
+            clean = True if self.software is None else await self._serve(task_status)
+        shared, leased = (self.exchange.totals(exclusive=exclusive) for exclusive in (False, True))
+        return Summary(shared, leased, self.clients.accepted, self.faults.count, clean)
+
+    async def _serve(self, task_status: trio.TaskStatus[list[Address]]) -> bool:
+        """Whether all that was owed was delivered."""
         listeners, self.addresses = self._listen()
         where = ", ".join(map(str, self.addresses))
         clean = False
-        with (
-            closing(self.poller),
-            closing(self._dialler),
-            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
-        ):
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._for_ever, self._serve_sockets)
@@ -230,8 +246,7 @@ class Server:
                 finally:
                     self.clients.close_all()
                 nursery.cancel_scope.cancel()
-        shared, leased = (self.exchange.totals(exclusive=exclusive) for exclusive in (False, True))
-        return Summary(shared, leased, self.clients.accepted, self.faults.count, clean)
+        return clean
 
     def end(self) -> None:
         """Drains and ends, as after SIGTERM."""
@@ -277,13 +292,15 @@ class Server:
         self._keeper.go_on()
         self.exchange.flush(perf_counter())
 
+    def why_not_started(self) -> str | None:
+        """Why no client is accepted yet; None: some were."""
+        if self.started:
+            return None
+        return "starting" if self._waits_for is None else f"starting: no upstream yet: {self._waits_for}"
+
     def why_not_ready(self) -> str | None:
         """Why no client should come here; None: it should."""
-        if not self.started:
-            return "starting"
-        if self._draining:
-            return "draining"
-        return None
+        return "draining" if self._draining else self.why_not_started()
 
     def why_no_upstream(self) -> str | None:
         """Why the upstream can't be used, as the connection that is always kept tells; None: it can."""
@@ -327,13 +344,60 @@ class Server:
             "(--client-password-file or --tls-client-ca), listen on loopback or a unix socket, or say --unprotected"
         )
 
-    async def _look_at_upstream(self) -> str:
-        """Dials once before anything else: whoever starts coalesce wants to know at once when that can't work."""
-        address = self.config.upstream.address
-        dialled = await dial_first(self._dialler, address, self.exchange.base, CONNECTION_NAME)
+    async def _look_at_upstream(self) -> str | None:
+        """Dials before anything else: whoever starts coalesce wants to know at once when that can't work.
+
+        Returns what the upstream is; None when it was to end before that was known. Raises StartError.
+        """
+        dialled: Dialled | None = None
+        trouble: StartError | None = None
+        # (SIGINT stays what it is: nothing is interrupted that would have to be drained.)
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            async with trio.open_nursery() as nursery:
+
+                async def give_up_when_told() -> None:
+                    await self._until_the_end(signals)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(give_up_when_told)
+                try:
+                    dialled = await self._dial_until_it_works()
+                except StartError as problem:
+                    trouble = problem
+                nursery.cancel_scope.cancel()
+        if trouble is not None:
+            raise trouble
+        if dialled is None:
+            log.info("told to end before the upstream was reached")
+            return None
         dialled.sock.close()
         self.exchange.lane(self.exchange.base).authenticated = dialled.authenticated
         return dialled.software
+
+    async def _dial_until_it_works(self) -> Dialled:
+        """Once at least, and then for as long as the start may take. Raises StartError."""
+        patience = self.config.start_timeout
+        ends = trio.current_time() + patience
+        attempt = 0
+        problem: UnreachableError | None = None
+        while True:
+            # The first attempt has its time, also where there is none for another.
+            with trio.move_on_at(ends if attempt else math.inf):
+                try:
+                    return await dial_first(
+                        self._dialler, self.config.upstream.address, self.exchange.base, CONNECTION_NAME
+                    )
+                except UnreachableError as found:
+                    problem = found
+            assert problem is not None
+            attempt += 1
+            if patience and problem.why != self._waits_for:
+                log.warning("%s; trying until %g s are over (--start-timeout)", problem, patience)
+                self._waits_for = problem.why
+            with trio.move_on_at(ends):
+                await trio.sleep(pause(attempt))
+            if trio.current_time() >= ends:
+                raise StartError(f"{problem}; tried for {patience:g} s (--start-timeout)") if patience else problem
 
     def _listen(self) -> tuple[list[socket.socket], list[Address]]:
         listeners: list[socket.socket] = []

@@ -135,7 +135,8 @@ class Admin:
 
     async def _startup(self, request: Request) -> Answer:
         del request
-        return _said(200, "started") if self._server.started else _said(503, "starting")
+        why_not = self._server.why_not_started()
+        return _said(200, "started") if why_not is None else _said(503, why_not)
 
     async def _liveness(self, request: Request) -> Answer:
         """That this is answered is the answer. It never depends on the upstream: a restart would not mend that."""

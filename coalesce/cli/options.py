@@ -172,6 +172,12 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
             "Seconds that requests wait for the next connection after an upstream connection is lost, and for a lease",
         ),
         Option(
+            "start_timeout",
+            SECONDS,
+            "Seconds to go on trying at the start while the upstream can't be reached",
+            "; 0: one attempt. What does not pass by itself (a password or a certificate is refused) ends it at once",
+        ),
+        Option(
             "connect_timeout",
             _SOME_SECONDS,
             "Seconds for an attempt to connect to the upstream, and for a client's TLS handshake",
