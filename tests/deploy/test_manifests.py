@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import kubernetes_validate
 import pytest
 
-from .manifests import DEPLOY, Manifest, named, needs_kubectl, pod, rendered
+from coalesce.config import Config
+
+from .manifests import DEPLOY, Manifest, named, needs_kubectl, pod, rendered, variables
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +87,14 @@ def test_probes() -> None:
             assert container[f"{kind}Probe"]["httpGet"] == {"path": path, "port": "coalesce-admin"}
         liveness = container["livenessProbe"]
         assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 30
+
+
+def test_the_startup_probe_waits_for_longer_than_coalesce_does() -> None:
+    """That ends by itself then, with its last attempt, and says why; the kubelet would only kill it."""
+    for container, _ in containers_of_coalesce():
+        waits = float(variables(container)["COALESCE_START_TIMEOUT"])
+        probe = container["startupProbe"]
+        assert waits + Config.connect_timeout + 5 <= probe["periodSeconds"] * probe["failureThreshold"]
 
 
 def test_memory_has_room_for_the_clients() -> None:
