@@ -106,13 +106,17 @@ class Summary:
     def __str__(self) -> str:
         lanes, commands, batches, largest, own = self.shared
         mean = (commands + own) / batches if batches else 0
+        faults = f"; {_times(self.faults, 'fault')} of its own" if self.faults else ""
         return (
-            f"served {commands} commands in {batches} batches (mean {mean:.1f}, largest {largest}), "
-            f"{self.connections} connections, {lanes} lanes; "
-            f"{self.leased.commands} commands on {self.leased.lanes} leases"
-            f"{f'; {self.faults} faults of its own' if self.faults else ''}"
-            f"{'' if self.clean else '; the drain was cut short'}"
+            f"served {_times(commands, 'command')} in {_times(batches, 'batch', 'batches')} "
+            f"(mean {mean:.1f}, largest {largest}), {_times(self.connections, 'connection')}, {_times(lanes, 'lane')}; "
+            f"{_times(self.leased.commands, 'command')} on {_times(self.leased.lanes, 'lease')}"
+            f"{faults}{'' if self.clean else '; the drain was cut short'}"
         )
+
+
+def _times(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _is_loopback(listener: TcpAddress) -> bool:
@@ -274,7 +278,7 @@ class Server:
         if self._draining or self._end.is_set():
             return None
         if not self.exchange.paused:
-            log.info("paused: requests are held until /resume")
+            log.info("paused: commands are held until coalesce resume (POST /resume)")
         self.exchange.pause()
         self.exchange.flush(perf_counter())
         with trio.move_on_after(patience):
@@ -529,7 +533,7 @@ class Server:
 
     async def _drain(self, signals: AsyncIterator[int]) -> bool:
         """Finishes what is owed. False when the deadline or a second signal came first."""
-        log.info("draining: %d clients, %d of them pinned", self.clients.shared + len(self._pins), len(self._pins))
+        log.info("draining; clients: %d, of them pinned: %d", self.clients.shared + len(self._pins), len(self._pins))
         self._draining = True
         with self.faults.contained("drain", "it goes on"):
             self.resume()  # what has been read is to be answered

@@ -16,7 +16,7 @@ _FULL = 0.9
 
 _STATES = {
     "starting": ("notice", "Starting: clients are not accepted yet."),
-    "paused": ("warning", "Paused: new commands wait until POST /resume."),
+    "paused": ("warning", "Paused: new commands wait until coalesce resume (POST /resume)."),
     "draining": ("warning", "Draining: no client is accepted any more; it ends when nothing is owed."),
 }
 

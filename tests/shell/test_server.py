@@ -7,7 +7,8 @@ import resource
 import pytest
 
 from coalesce.config import Config, parse_upstream
-from coalesce.server import Server
+from coalesce.core.ledger import Totals
+from coalesce.server import Server, Summary
 
 UPSTREAM = parse_upstream("127.0.0.1:1")
 
@@ -34,3 +35,12 @@ def test_descriptors_are_there_for_all_leases_and_lanes(
     server.poller.close()
     assert limits[-1] == (needed, hard)
     assert server._clients.limit == allowed
+
+
+def test_the_closing_line_can_count_to_one() -> None:
+    one = Summary(Totals(1, 1, 1, 1, 0), Totals(1, 1, 1, 1, 0), 1, 1, clean=True)
+    text = "served 1 command in 1 batch (mean 1.0, largest 1), 1 connection, 1 lane; 1 command on 1 lease"
+    assert str(one) == f"{text}; 1 fault of its own"
+    none = Summary(Totals(0, 0, 0, 0, 0), Totals(2, 2, 2, 2, 0), 2, 2, clean=False)
+    text = "served 0 commands in 0 batches (mean 0.0, largest 0), 2 connections, 0 lanes; 2 commands on 2 leases"
+    assert str(none) == f"{text}; 2 faults of its own; the drain was cut short"

@@ -218,8 +218,8 @@ class ClosingLine:
 
 def closing_line(stderr: str) -> ClosingLine:
     pattern = (
-        r"served (\d+) commands in (\d+) batches \(mean ([\d.]+), largest (\d+)\), (\d+) connections, (\d+) lanes; "
-        r"(\d+) commands on (\d+) leases"
+        r"served (\d+) commands? in (\d+) batch(?:es)? \(mean ([\d.]+), largest (\d+)\), "
+        r"(\d+) connections?, (\d+) lanes?; (\d+) commands? on (\d+) leases?"
     )
     found = re.search(pattern, stderr)
     assert found, f"no closing line in {stderr!r}"

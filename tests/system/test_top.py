@@ -255,6 +255,6 @@ def test_it_says_when_there_is_no_answer_and_goes_on(admin: Admin) -> None:
         opened.shows(f"can't ask {admin.address} (--admin): Connection refused. What is below is")
         with running_admin(admin.port) as again:
             again.says = at_work() | {"state": "paused"}
-            opened.shows("Paused: new commands wait until POST /resume.")
+            opened.shows("Paused: new commands wait until coalesce resume (POST /resume).")
             opened.press(b"q")
             assert opened.ended() == 0
