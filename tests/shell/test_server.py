@@ -34,7 +34,7 @@ def test_descriptors_are_there_for_all_leases_and_lanes(
     server = Server(Config(UPSTREAM, max_clients=clients, max_leases=leases, max_lanes=lanes))
     server.poller.close()
     assert limits[-1] == (needed, hard)
-    assert server._clients.limit == allowed
+    assert server.clients.limit == allowed
 
 
 def test_the_closing_line_can_count_to_one() -> None:
