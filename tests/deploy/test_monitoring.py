@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from coalesce.core.ledger import Kind, Outcomes
 from coalesce.tally import Closed, Dial, Lost, Side
@@ -24,6 +25,8 @@ from .manifests import DEPLOY, needs_kubectl, rendered, the
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.system.processes import Coalesce
 
 MONITORING = DEPLOY / "monitoring"
 DEADLINE = 30.0
@@ -42,19 +45,30 @@ Exposed = dict[str, dict[str, set[str]]]
 
 
 @pytest.fixture(scope="module")
-def exposed() -> Iterator[Exposed]:
-    """Of a coalesce that has served nobody: what there is later is there from the start, so that a rate sees it."""
+def coalesce() -> Iterator[Coalesce]:
+    """It has served nobody."""
     with running_server(NEWEST) as upstream, running_coalesce(upstream.url, *ADMIN) as coalesce:
-        found: Exposed = {}
-        text = ask(coalesce, "/metrics", headers={"Accept": OPENMETRICS}).body.decode()
-        for family in read_openmetrics(text):
-            for sample in family.samples:
-                labels = found.setdefault(sample.name, {})
-                for label, value in sample.labels.items():
-                    labels.setdefault(label, set()).add(value)
-                if family.type == "counter" and sample.labels and "dials" not in sample.name:
-                    assert sample.value == 0, sample
-        yield found
+        yield coalesce
+
+
+@pytest.fixture(scope="module")
+def exposed(coalesce: Coalesce) -> Exposed:
+    """What there is later is there from the start, so that a rate sees it."""
+    found: Exposed = {}
+    text = ask(coalesce, "/metrics", headers={"Accept": OPENMETRICS}).body.decode()
+    for family in read_openmetrics(text):
+        for sample in family.samples:
+            labels = found.setdefault(sample.name, {})
+            for label, value in sample.labels.items():
+                labels.setdefault(label, set()).add(value)
+            if family.type == "counter" and sample.labels and "dials" not in sample.name:
+                assert sample.value == 0, sample
+    return found
+
+
+@pytest.fixture(scope="module")
+def said(coalesce: Coalesce) -> str:
+    return ask(coalesce, "/metrics").body.decode()
 
 
 def rules() -> list[dict[str, str]]:
@@ -163,6 +177,28 @@ def promtool(*arguments: str) -> str:
     told = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert told.returncode == 0, told.stdout + told.stderr
     return told.stdout
+
+
+def test_help_explains_each_value_of_a_label(said: str) -> None:
+    for family in read_text(said):
+        values = {value for each in family.samples for label, value in each.labels.items() if label != "le"}
+        if family.name != "coalesce_build_info":
+            assert {value for value in values if not re.search(rf"\b{value}\b", family.documentation)} == set()
+
+
+def test_help_says_more_than_the_name(said: str) -> None:
+    for family in read_text(said):
+        if family.name.startswith("coalesce_"):
+            words = set(re.findall(r"[a-z]+", family.documentation.lower()))
+            assert len(words - set(family.name.split("_"))) > 4, family.name
+
+
+@needs_promtool
+def test_metrics_are_as_prometheus_s_linter_wants_them(said: str) -> None:
+    told = subprocess.run(
+        ["promtool", "check", "metrics"], input=said, capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
 
 
 @needs_promtool
