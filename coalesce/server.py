@@ -181,7 +181,6 @@ class Server:
         self._new_lanes: list[Lane] = []
         self._pins: set[Pin] = set()
         self.started = False
-        self._waits_for: str | None = None  # why the upstream can't be reached, before the start
         self._draining = False
         self._end = trio.Event()  # asked for by other means than a signal
         self.software: str | None = None
@@ -300,7 +299,8 @@ class Server:
         """Why no client is accepted yet; None: some were."""
         if self.started:
             return None
-        return "starting" if self._waits_for is None else f"starting: no upstream yet: {self._waits_for}"
+        lane = self.exchange.lane(self.exchange.base)
+        return f"starting: no upstream yet: {lane.why_failing}" if lane.state is LaneState.FAILING else "starting"
 
     def why_not_ready(self) -> str | None:
         """Why no client should come here; None: it should."""
@@ -375,12 +375,19 @@ class Server:
             log.info("told to end before the upstream was reached")
             return None
         dialled.sock.close()
-        self.exchange.lane(self.exchange.base).authenticated = dialled.authenticated
+        lane = self.exchange.lane(self.exchange.base)
+        lane.authenticated = dialled.authenticated
+        if lane.state is LaneState.FAILING:
+            lane.become(LaneState.DIALLING)  # who comes before it is connected waits, as at any other start
         return dialled.software
 
     async def _dial_until_it_works(self) -> Dialled:
-        """Once at least, and then for as long as the start may take. Raises StartError."""
+        """Once at least, and then for as long as the start may take. Raises StartError.
+
+        Meanwhile, the lane that is always there is failing: for probes, metrics and the status page.
+        """
         patience = self.config.start_timeout
+        lane = self.exchange.lane(self.exchange.base)
         ends = trio.current_time() + patience
         attempt = 0
         problem: UnreachableError | None = None
@@ -395,9 +402,12 @@ class Server:
                     problem = found
             assert problem is not None
             attempt += 1
-            if patience and problem.why != self._waits_for:
-                log.warning("%s; trying until %g s are over (--start-timeout)", problem, patience)
-                self._waits_for = problem.why
+            if patience:
+                if problem.why != lane.why_failing:
+                    log.warning("%s; trying until %g s are over (--start-timeout)", problem, patience)
+                if lane.state is LaneState.DIALLING and not self.exchange.paused:
+                    self.exchange.fail(lane, problem.why)
+                lane.why_failing = problem.why
             with trio.move_on_at(ends):
                 await trio.sleep(pause(attempt))
             if trio.current_time() >= ends:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import signal
@@ -105,6 +106,8 @@ def test_an_upstream_that_comes_later_is_waited_for(executable: Executable) -> N
             for probe in ("/startup", "/readiness"):
                 assert coalesce.ask("GET", probe) == (503, "starting: no upstream yet: Connection refused\n")
             assert coalesce.ask("GET", "/liveness")[0] == 200
+            (lane,) = json.loads(coalesce.ask("GET", "/status")[1])["lanes"]
+            assert (lane["state"], lane["why"]) == ("failing", "Connection refused")
             eventually(lambda: failed_dials(coalesce) >= 4)
             with pytest.raises(ConnectionRefusedError):
                 Wire(("127.0.0.1", coalesce.port))
@@ -118,6 +121,29 @@ def test_an_upstream_that_comes_later_is_waited_for(executable: Executable) -> N
                 assert coalesce.ends()[0] == 0
             finally:
                 server.kill()
+
+
+def test_who_comes_before_the_lane_is_connected_waits_as_at_any_start() -> None:
+    with socket.socket() as upstream:
+        upstream.bind(("127.0.0.1", 0))
+        upstream.settimeout(DEADLINE)
+        with starting(f"127.0.0.1:{upstream.getsockname()[1]}", "--start-timeout", LONG) as coalesce:
+            coalesce.waits()
+            upstream.listen()
+            first, _ = upstream.accept()
+            with first:
+                assert b"HELLO" in first.recv(1000)
+                first.sendall(b"-ERR unknown command\r\n")
+                coalesce.says("listening on")
+            second, _ = upstream.accept()
+            with second, Wire(("127.0.0.1", coalesce.port)) as client:
+                assert b"HELLO" in second.recv(1000)
+                client.send(b"PING\r\n")
+                eventually(lambda: json.loads(coalesce.ask("GET", "/status")[1])["lanes"][0]["unsent"] == 1)
+                second.sendall(b"-ERR unknown command\r\n" * 2)
+                assert b"PING" in second.recv(1000)
+                second.sendall(b"+PONG\r\n")
+                assert client.reply() == b"+PONG\r\n"
 
 
 def test_an_upstream_that_never_comes_is_given_up_in_time(run_to_exit) -> None:
