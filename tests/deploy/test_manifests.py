@@ -97,6 +97,12 @@ def test_the_startup_probe_waits_for_longer_than_coalesce_does() -> None:
         assert waits + Config.connect_timeout + 5 <= probe["periodSeconds"] * probe["failureThreshold"]
 
 
+def test_why_it_ended_is_shown_by_kubernetes() -> None:
+    """A line on standard error says why; it writes no file for that."""
+    for container, _ in containers_of_coalesce():
+        assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
 def test_memory_has_room_for_the_clients() -> None:
     """README, "Configure it": what clients hold is there twice while it is packed, and 64 MB come on top twice."""
     for container, _ in containers_of_coalesce():
