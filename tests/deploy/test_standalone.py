@@ -106,6 +106,13 @@ def test_what_belongs_together_is_called_the_same() -> None:
         assert {each["port"] for each in rule["ports"]} <= ports()
 
 
+def test_everything_has_the_labels_that_tools_group_by() -> None:
+    wanted = {"app.kubernetes.io/name": "coalesce", "app.kubernetes.io/component": "proxy"}
+    for each in (*rendered(BASE), deployment()["spec"]["template"]):
+        assert wanted.items() <= each["metadata"]["labels"].items()
+    assert set(deployment()["spec"]["selector"]["matchLabels"]) == {"app"}
+
+
 def test_prometheus_finds_both_kinds() -> None:
     """By a label that the manifests give, and a port that they name."""
     monitor = the(rendered(EXAMPLE), "PodMonitor")["spec"]
