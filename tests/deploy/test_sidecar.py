@@ -37,7 +37,7 @@ def workload(kind: str, name: str, labels: dict[str, str]) -> Manifest:
     }
 
 
-@pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "Job"])
+@pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "DaemonSet", "Job"])
 def test_is_put_before_all_other_init_containers(kind: str, tmp_path: Path) -> None:
     """Of a workload that nobody wrote for coalesce. Native: it is started before them, and stays."""
     made = pod(the(rendered_with(tmp_path, ("sidecar",), workload(kind, "w", MARKED)), kind))
