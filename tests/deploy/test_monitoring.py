@@ -148,6 +148,16 @@ def test_the_variables_of_the_dashboard_are_metrics_too(exposed: Exposed) -> Non
         assert unknown(query, exposed) == []
 
 
+def test_panels_stand_side_by_side() -> None:
+    """Each has its own number and place: Grafana moves or drops one that has another's."""
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    places = [panel["gridPos"] for panel in dashboard["panels"]]
+    cells = [(at["x"] + x, at["y"] + y) for at in places for x in range(at["w"]) for y in range(at["h"])]
+    assert len(set(cells)) == len(cells)
+    assert all(at["x"] + at["w"] <= 24 for at in places)
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(places)
+
+
 def test_each_alert_says_what_to_do() -> None:
     for rule in rules():
         assert rule["annotations"].keys() == {"summary", "runbook"}
