@@ -2,7 +2,8 @@
 
 Exit codes, of all commands: 2 for a wrong setting; 130 when it was interrupted before there was anything to drain; and
 
-    coalesce            0 after a clean drain; 1 when it could not start, or a drain was cut short
+    coalesce            0 after a clean drain, or when it was told to end before it had started; 1 when it could not
+                        start, or a drain was cut short
     coalesce check      0 when the upstream can be used; 1 when it can't, with one line why
     coalesce wait       0 when it is ready; 1 when it is not in time
     coalesce top        0; 1 when nobody could be asked for the one frame that was wanted

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import http.client
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.processes import Coalesce, coalesce_command, environment, executables
+from tests.system.processes import ROOT, Coalesce, coalesce_command, environment, executables
 from tests.system.reliability.namespaces import impossible, network, server_at
 from tests.system.wire import Wire
 
@@ -127,6 +128,12 @@ def test_runs_as_it_is_configured() -> None:
                 assert client.ask("PING") == b"+PONG\r\n"
             with Wire(f"/proc/{process.pid}/root{process.unix_path}") as client:
                 assert client.ask("PING") == b"+PONG\r\n"
+            for command in ("pause", "resume"):  # kubectl exec POD -c coalesce -- coalesce pause
+                told = subprocess.run(
+                    ["ip", "netns", "exec", net.name, *coalesce_command(), command],
+                    env=env, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+                )  # fmt: skip
+                assert (told.returncode, told.stdout.split(":")[0], told.stderr) == (0, f"{command}d", "")
             assert process.stop()[0] == 0
         finally:
             process.end()
