@@ -58,8 +58,10 @@ def pause(admin: TcpAddress, timeout: float) -> tuple[str, bool]:
         if problem.nobody:
             raise
         raise AskError(f"{problem}; it may be paused all the same, until coalesce resume") from None
-    if status not in {http.client.OK, http.client.GATEWAY_TIMEOUT}:
+    if status == http.client.CONFLICT:
         raise AskError(f"{admin} is not paused: {_line(said)}")
+    if status not in {http.client.OK, http.client.GATEWAY_TIMEOUT}:
+        raise AskError(f"{admin} refuses: {_line(said)}")
     left = _unfinished(admin, said)
     closed = {"blocked": left.blocked, "subscribed": left.subscribed, "pinned": left.pinned}
     held = "paused: commands are held until coalesce resume"

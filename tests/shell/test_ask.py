@@ -126,7 +126,11 @@ def test_a_pause_without_an_answer_may_be_one():
 
 def test_who_refuses_says_why():
     with answering([reply("403 Forbidden", b"this can be asked from this host alone\n")]) as (admin, _):
-        with pytest.raises(AskError, match=f"{admin} is not paused: this can be asked from this host alone"):
-            pause(admin, 0.2)
-        with pytest.raises(AskError, match=f"{admin} refuses: this can be asked from this host alone"):
-            resume(admin)
+        for question in (lambda: pause(admin, 0.2), lambda: resume(admin)):
+            with pytest.raises(AskError, match=f"{admin} refuses: this can be asked from this host alone"):
+                question()
+    with (
+        answering([reply("409 Conflict", b"draining\n")]) as (admin, _),
+        pytest.raises(AskError, match=f"{admin} is not paused: draining"),
+    ):
+        pause(admin, 0.2)
