@@ -279,6 +279,7 @@ class Server:
         if not self.exchange.paused:
             log.info("paused: commands are held until coalesce resume (POST /resume)")
         self.exchange.pause()
+        self._keeper.pause()
         self.exchange.flush(perf_counter())
         with trio.move_on_after(patience):
             while self.exchange.paused and self.exchange.unfinished().ends:  # noqa: ASYNC110 (nobody else is to look)

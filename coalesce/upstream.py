@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ from coalesce.core.lane import LaneState
 from coalesce.dial import DialError, Refused, pause
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from coalesce.core.exchange import Exchange
     from coalesce.core.identity import Identity
     from coalesce.core.lane import Lane
@@ -55,7 +57,8 @@ class Keeper:
         self.connection = Connection  # what is made for each: a tracer has another
         self._resumed_at = -math.inf
         self._resumed = trio.lowlevel.ParkingLot()  # those who wait for an attempt's turn, or for a pause to end
-        self._dials: set[trio.CancelScope] = set()
+        self._dials: set[trio.CancelScope] = set()  # of shared lanes,
+        self._dials_to_lend: set[trio.CancelScope] = set()  # ... and of leases
         self._homes = trio.lowlevel.ParkingLot()  # those who wait for news of the lane that theirs is to stand beside
 
     async def keep(self, lane: Lane) -> None:  # noqa: C901, PLR0912, PLR0915 (a dial, and each of its outcomes)
@@ -119,6 +122,11 @@ class Keeper:
                 self._exchange.retire(lane)
                 self._homes.unpark_all()
                 return
+
+    def pause(self) -> None:
+        """A pause has begun. What is being dialled to be lent is nobody's any more: see `Leases.call_in`."""
+        for dial in self._dials_to_lend:
+            dial.cancel()
 
     def go_on(self) -> None:
         """A pause is over: every lane is dialled anew, at once, and requests have waited for no time at all."""
@@ -188,18 +196,31 @@ class Keeper:
 
     async def _keep_lease(self, lane: Lane) -> None:
         """A leased connection: dialled once, for somebody who waits, and kept until it is lost or nobody borrows it."""
+        dialled: Dialled | None = None
+        reply = unavailable("paused")  # to nobody
         try:
-            with self._poller.others_in_a_hurry():
+            with self._poller.others_in_a_hurry(), self._until_a_pause():
                 dialled = await self._dial_again(lane.identity)
         except Refused as refusal:
             reply = refusal.reply
         except DialError as problem:
             reply = unavailable(str(problem))
-        else:
+        if dialled is not None:
             await self._attend(lane, dialled)
             return
         self._exchange.lease_failed(lane, reply)
         self._exchange.flush(perf_counter())
+
+    @contextmanager
+    def _until_a_pause(self) -> Iterator[None]:
+        with trio.CancelScope() as dial:
+            if self._exchange.paused:  # it has begun before this
+                dial.cancel()
+            self._dials_to_lend.add(dial)
+            try:
+                yield
+            finally:
+                self._dials_to_lend.discard(dial)
 
     async def _dial_again(self, identity: Identity) -> Dialled:
         """A connection for a session that has long been let in. Raises as `dial_patiently`.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from signal import SIGCONT, SIGSTOP
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -185,6 +186,43 @@ def test_a_connection_that_was_found_before_the_end_of_a_pause_is_not_gone_on_wi
             post(coalesce, "/resume")
             assert client.reply() == b"+OK\r\n"
             assert found.ask("INFO", "keyspace").count(b"db3") == 0
+
+
+@pytest.fixture
+def frozen(executable) -> Iterator[Frozen]:
+    """An upstream that stops in the middle of everything, and the one that is to take its place."""
+    with short_directory() as place, running_server(executable) as old, running_server(executable) as new:
+        link = place / "upstream.sock"
+        link.symlink_to(old.unix_path)
+        frozen = Frozen(link, old, new)
+        try:
+            yield frozen
+        finally:
+            frozen.signal(SIGCONT)
+
+
+class Frozen(NamedTuple):
+    link: Path
+    old: RedisServer
+    new: RedisServer
+
+    def signal(self, number: int) -> None:
+        assert self.old.process is not None
+        self.old.process.send_signal(number)
+
+
+def test_a_dial_that_was_under_way_when_a_pause_began_takes_nobodys_place_after_it(frozen):
+    """The only connection there may be is being dialled, to an upstream that does not answer any more."""
+    few = ("--max-leases", "1", "--upstream-wait", "1")
+    with running_coalesce(f"unix://{frozen.link}", *ADMIN, *few) as coalesce, coalesce.connect() as client:
+        assert client.ask("PING") == b"+PONG\r\n"
+        frozen.signal(SIGSTOP)
+        client.send(b"MULTI\r\n")
+        eventually(lambda: figures(coalesce)["leases dialling"] == 1)
+        post(coalesce, "/pause?timeout=0")
+        lead(frozen.link, frozen.new)
+        post(coalesce, "/resume")
+        assert client.reply() == b"+OK\r\n"
 
 
 def lead(link: Path, server: RedisServer) -> None:
