@@ -136,13 +136,13 @@ class Connection:
             self._lane.send = self.send
 
     async def emptied(self) -> None:
-        """Waits until nothing is in flight any more, or the connection is lost."""
-        while self._lane.in_flight and not self.lost.is_set():
+        """Waits until nobody has anything in flight any more, or the connection is lost."""
+        while self._lane.is_waited_for and not self.lost.is_set():
             self.news = trio.Event()
             await self.news.wait()
 
     def end(self) -> None:
-        """Closes, with nothing in flight, as another connection follows. Unsent requests go with that."""
+        """Closes, with nothing in flight that anybody waits for, as another follows. Unsent requests go with that."""
         self.close()
         self.lost.set()
         self._tally.lost[Lost.REPLACED] += 1

@@ -319,7 +319,7 @@ class Keeper:
         return [large.link] if large is not None and isinstance(large.link, Connection) else []
 
     async def _is_over(self, connection: Connection, lane: Lane) -> bool:
-        """Whether a connection is lost. One that is outdated is closed, once nothing is in flight on it."""
+        """Whether a connection is lost. One that is outdated is closed, once nobody has anything in flight on it."""
         if lane.outdated and not lane.exclusive:
             connection.hold()
             await connection.emptied()

@@ -692,7 +692,7 @@ class Exchange:
                 yield lane.link
 
     def replaced(self, lane: Lane) -> None:
-        """A lane's connection is to be followed by one to another upstream; nothing is in flight on it."""
+        """A lane's connection is to be followed by one to another upstream; nobody has anything in flight on it."""
         outdated = lane.outdated
         self.lose(lane)
         if not lane.large and not outdated:  # else the leases are no older than what follows
@@ -872,7 +872,7 @@ class Exchange:
         """Everything goes on, on new connections: the old ones may lead to an upstream that has been replaced.
 
         No shared lane sends before it is connected anew. To be called at a time when whoever keeps the lanes hears of
-        it: those that are `outdated` are to be `replaced` as soon as nothing is in flight on them.
+        it: those that are `outdated` are to be `replaced` as soon as nobody has anything in flight on them.
         """
         pause.go_on(self, now)
 

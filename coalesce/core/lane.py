@@ -240,6 +240,11 @@ class Lane:
         return self._passage is not None and self._passage.crowded
 
     @property
+    def is_waited_for(self) -> bool:
+        """Whether something is in flight that is not our own question, nor of somebody who has left."""
+        return any(caller.session is not None and not caller.session.gone for caller in self.in_flight)
+
+    @property
     def has_unsent(self) -> bool:
         return bool(self.unsent or self.first)
 

@@ -1145,7 +1145,7 @@ class Proxy(RuleBasedStateMachine):
 
     def send_all(self) -> None:
         for lane in self.lanes:
-            if lane.outdated and lane in self.upstreams and not lane.in_flight and not lane.exclusive:
+            if lane.outdated and lane in self.upstreams and not lane.is_waited_for and not lane.exclusive:
                 del self.upstreams[lane]
                 self.exchange.replaced(lane)
             may_dial = not self.exchange.paused or self.exchange.is_base(lane)
