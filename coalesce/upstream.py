@@ -140,7 +140,7 @@ class Keeper:
         self._homes.unpark_all()
 
     async def _dial(self, lane: Lane, ask: bool, ends: float | None) -> Dialled | None:
-        """One attempt, as `Dialler.dial`. None: a pause has ended meanwhile."""
+        """One attempt for a shared lane, as `Dialler.dial`. None: a pause has ended meanwhile."""
         with trio.CancelScope() as dial:
             self._dials.add(dial)
             try:
@@ -362,7 +362,7 @@ class Keeper:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._let_go, held)
             with suppress(Refused, DialError), self._poller.others_in_a_hurry():
-                dialled = await self._dialler.dial(lane.identity, CONNECTION_NAME)
+                dialled = await self._dial(lane, False, None)
             nursery.cancel_scope.cancel()
         if dialled is not None and dialled.replica:
             dialled.sock.close()

@@ -225,6 +225,43 @@ def test_a_dial_that_was_under_way_when_a_pause_began_takes_nobodys_place_after_
         assert client.reply() == b"+OK\r\n"
 
 
+def test_a_connection_on_which_nobody_waits_for_anything_is_not_waited_for(frozen):
+    """Its upstream answers no more, and what is in flight there is a question of our own."""
+    with running_coalesce(f"unix://{frozen.link}", *ADMIN) as coalesce, coalesce.connect() as client:
+        assert client.ask("PING") == b"+PONG\r\n"
+        frozen.signal(SIGSTOP)
+        client.send(b"MULTI\r\n")  # has the lane asked for its role
+        eventually(lambda: figures(coalesce)["requests_in_flight"] == 1)
+        post(coalesce, "/pause?timeout=0")
+        lead(frozen.link, frozen.new)
+        post(coalesce, "/resume")
+        assert client.reply() == b"+OK\r\n"
+        assert client.ask("EXEC") == b"*0\r\n"
+        assert client.ask("PING") == b"+PONG\r\n"
+
+
+def test_a_look_for_another_upstream_does_not_outlast_a_pause(frozen, executable):
+    """A lane was turned away, and looks where nobody answers."""
+    patient = ("--connect-timeout", "60")
+    with running_server(executable) as replica:
+        lead(frozen.link, replica)
+        with (
+            running_coalesce(f"unix://{frozen.link}", *ADMIN, *patient) as coalesce,
+            replica.connect() as control,
+            coalesce.connect() as client,
+        ):
+            assert client.ask("PING") == b"+PONG\r\n"
+            control.ask("REPLICAOF", "127.0.0.1", "1")
+            lead(frozen.link, frozen.old)
+            frozen.signal(SIGSTOP)
+            assert client.ask("SET", "k", "v").startswith(b"-READONLY")
+            assert post(coalesce, "/pause").told == NOTHING
+            lead(frozen.link, frozen.new)
+            client.send(b"SET k v\r\n")
+            post(coalesce, "/resume")
+            assert client.reply() == b"+OK\r\n"
+
+
 def lead(link: Path, server: RedisServer) -> None:
     link.unlink()
     link.symlink_to(server.unix_path)
