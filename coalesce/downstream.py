@@ -504,12 +504,7 @@ class Clients:
         if now < self._make_room_from:
             return
         self._make_room_from = now + _PAUSE
-        # (One whom coalesce has not let in stays: what it asked for is a connection of its user's, and that stays.)
-        by_descriptor = {
-            client.sock.fileno(): client
-            for client in self._shared
-            if client.sock is not None and not client.session.locked
-        }
+        by_descriptor = {client.sock.fileno(): client for client in self._shared if client.sock is not None}
         gone = select.poll()
         for descriptor in by_descriptor:
             gone.register(descriptor, select.POLLRDHUP)

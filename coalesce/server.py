@@ -537,6 +537,7 @@ class Server:
             looked = now
             self._dialler.expire()
             self.memory.relieve()  # of what was kept outside of the poller's rounds
+            self._keeper.tidy()
             if now >= not_before:
                 self.clients.expire()
                 self.exchange.expire(now, patience)

@@ -59,6 +59,7 @@ class Keeper:
         self._resumed = trio.lowlevel.ParkingLot()  # those who wait for an attempt's turn, or for a pause to end
         self._dials: set[trio.CancelScope] = set()  # of shared lanes,
         self._dials_to_lend: set[trio.CancelScope] = set()  # ... and of leases
+        self._held: dict[Lane, trio.Event] = {}  # those that wait for a pause to end before they are dialled
         self._homes = trio.lowlevel.ParkingLot()  # those who wait for news of the lane that theirs is to stand beside
 
     async def keep(self, lane: Lane) -> None:  # noqa: C901, PLR0912, PLR0915 (a dial, and each of its outcomes)
@@ -79,6 +80,8 @@ class Keeper:
                 with self._poller.others_in_a_hurry():
                     dialled = following or await self._dial(lane, ask, self._patience_ends(since) if hurry else None)
             except Refused as refusal:
+                if lane.over:  # meanwhile, in a pause
+                    return
                 if self._exchange.paused and lane.connections:
                     why = "refused"  # whoever is to come back may not be ready: the pause is for that, too
                 elif lane.large:
@@ -99,7 +102,8 @@ class Keeper:
             else:
                 if dialled is None:
                     continue
-                if lane.outdated or (lane.large and self._exchange.lane(lane.identity).turned_away):  # meanwhile
+                turned_away = lane.large and self._exchange.lane(lane.identity).turned_away
+                if lane.over or lane.outdated or turned_away:  # meanwhile
                     dialled.sock.close()
                     following = None
                     continue
@@ -137,7 +141,16 @@ class Keeper:
             if isinstance(link, Connection):
                 link.news.set()
         self._resumed.unpark_all()
+        for held in self._held.values():
+            held.set()
         self._homes.unpark_all()
+
+    def tidy(self) -> None:
+        """To be called now and then. In a pause, ends what is kept for lanes that nobody waits for any more."""
+        self._exchange.forget_moves()
+        for lane, held in self._held.items():
+            if lane.over:
+                held.set()
 
     async def _dial(self, lane: Lane, ask: bool, ends: float | None) -> Dialled | None:
         """One attempt for a shared lane, as `Dialler.dial`. None: a pause has ended meanwhile."""
@@ -173,8 +186,14 @@ class Keeper:
         While paused, only the lane that is always there is dialled: the upstream may not know the others' users yet.
         False: the lane is over.
         """
-        while self._exchange.paused and not self._exchange.is_base(lane):
-            await self._resumed.park()
+        while self._exchange.paused and not self._exchange.is_base(lane) and not lane.over:
+            held = self._held[lane] = trio.Event()
+            try:
+                await held.wait()
+            finally:
+                del self._held[lane]
+        if lane.over:
+            return False
         if not lane.large:
             lane.outdated = False
             return True

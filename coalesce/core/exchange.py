@@ -110,6 +110,7 @@ class Exchange:
         self._retired = {False: Totals(), True: Totals()}  # of lanes that are no more: shared ones, leases
         self.ledgers = {kind: Ledger() for kind in Kind}
         self._numbers = 0
+        self._moves_left = False  # by sessions that are gone
         self._handing_out: Lane | None = None  # whose replies are being handed out: not to be pinned before all are
         self.lane(base)
 
@@ -522,6 +523,7 @@ class Exchange:
         if session.state in {SessionState.GONE, SessionState.PINNED}:
             return
         session.lane.waiting.discard(session)
+        self._moves_left |= session.state is SessionState.MOVING
         session.become(SessionState.GONE)
         session.reader = session.waiting = None
         session.peer.close()
@@ -875,6 +877,19 @@ class Exchange:
         it: those that are `outdated` are to be `replaced` as soon as nobody has anything in flight on them.
         """
         pause.go_on(self, now)
+
+    def forget_moves(self) -> None:
+        """To be called now and then: in a pause, whoever has left while it waited to move is asked for no more.
+
+        Nothing follows from its request; and who loses patience comes back, and asks again, as long as the pause lasts.
+        Lanes that nobody else has ever needed are over with it.
+        """
+        if self.paused and self._moves_left:
+            self._moves_left = False
+            moves.forget(self)
+            for lane in self.shared_lanes:
+                if lane.full:
+                    self._relieve(lane)
 
     def unfinished(self) -> Unfinished:
         """What is still going on upstream."""

@@ -248,6 +248,11 @@ class Lane:
     def has_unsent(self) -> bool:
         return bool(self.unsent or self.first)
 
+    @property
+    def over(self) -> bool:
+        """Whether it never has a connection again."""
+        return self.state is LaneState.CLOSED
+
     def become(self, state: LaneState) -> None:
         if state not in _TRANSITIONS[self.state]:
             raise AssertionError(f"{self!r} can't become {state}")
@@ -283,6 +288,19 @@ class Lane:
         at = next(index for index, piece in enumerate(self.unsent) if piece is request)
         self.unsent[at] = _PING
         self.weigh_anew()
+
+    def take_back(self, callers: set[Caller]) -> None:
+        """The unsent requests of these are not sent. Each has left, and nothing of anybody's depends on it."""
+        self.first = deque(each for each in self.first if each[1] not in callers)
+        if not callers.isdisjoint(self.callers):
+            stay = [each for each in zip(self.part(), self.callers, strict=True) if each[1] not in callers]
+            self.unsent, self.callers = [request for request, _ in stay], [caller for _, caller in stay]
+            self.weigh_anew()
+        self.ledger.withdrawn += len(callers)
+        for caller in callers:
+            caller.owed -= 1
+            with contained(caller):
+                caller.lost()
 
     # --- connection ---
 

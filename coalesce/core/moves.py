@@ -25,7 +25,7 @@ from coalesce.core.session import SessionState
 if TYPE_CHECKING:
     from coalesce.core.exchange import Exchange
     from coalesce.core.identity import Identity
-    from coalesce.core.lane import Lane
+    from coalesce.core.lane import Caller, Lane
     from coalesce.core.resp import RequestReader
     from coalesce.core.session import Session
 
@@ -158,6 +158,17 @@ def _moved(exchange: Exchange, session: Session, lane: Lane | None) -> None:
         exchange.ride_on(session, lane)
     session.become(SessionState.FLOWING)
     exchange.advance(session)
+
+
+def forget(exchange: Exchange) -> None:
+    """As `Exchange.forget_moves`."""
+    for lane in list(exchange.lanes.values()):
+        unsent = [*(caller for _, caller in lane.first), *lane.callers]
+        gone: set[Caller] = {caller for caller in unsent if isinstance(caller, Moving) and caller.session.gone}
+        if gone:
+            lane.take_back(gone)
+            if not (lane.owed or lane.sessions or lane.connections):
+                exchange.retire(lane)
 
 
 def may_stay(exchange: Exchange, lane: Lane) -> bool:

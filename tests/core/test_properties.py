@@ -27,6 +27,7 @@ from coalesce.core.held import Large
 from coalesce.core.identity import CONNECTION_NAME, Identity
 from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.core.ledger import Kind, Outcomes
+from coalesce.core.moves import Moving
 from coalesce.core.session import Session, SessionState
 from coalesce.core.stream import Verdict
 
@@ -1118,6 +1119,18 @@ class Proxy(RuleBasedStateMachine):
             for lane, upstream in self.upstreams.items():
                 upstream.old = not lane.exclusive
             self.exchange.go_on(self.now)
+
+    @step()
+    def forgets_moves(self) -> None:
+        """As the shell does, now and then: what nobody waits for may go, and nothing else."""
+        asked = [client for client in self.clients if client.session.state is SessionState.MOVING]
+        self.exchange.forget_moves()
+        assert all(client.session.owed == 1 and client.here for client in asked)
+        if self.exchange.paused:
+            for lane in self.exchange.shared_lanes:
+                unsent = [*lane.callers, *(caller for _, caller in lane.first)]
+                assert not any(isinstance(caller, Moving) and caller.session.gone for caller in unsent)
+                assert lane.connections or lane.owed or lane.sessions or self.exchange.is_base(lane) or lane.large
 
     @step()
     def passes_a_moment(self) -> None:

@@ -376,6 +376,38 @@ def test_who_gave_up_in_a_pause_makes_room(fresh_upstream):
             assert [wire.reply() for wire in (patient, one, other)] == [b"+PONG\r\n"] * 3
 
 
+def test_who_guessed_passwords_in_a_pause_and_gave_up_leaves_nothing(fresh_upstream, tmp_path):
+    """Each is a connection of its user's, which is not there yet, and is not to be afterwards."""
+    passwords = tmp_path / "passwords"
+    passwords.write_text("sesame\n")
+    passwords.chmod(0o600)
+    with fresh_upstream.connect() as control:
+        for rule in ("ada on >hers ~* +@all", "default on >nobodys"):
+            assert control.ask("ACL", "SETUSER", *rule.split()) == b"+OK\r\n"
+        url = f"redis://default:nobodys@{fresh_upstream.url}"
+        few = ("--max-clients", "3", "--client-password-file", str(passwords))
+        with running_coalesce(url, *ADMIN, *few) as coalesce, coalesce.connect() as ada:
+            post(coalesce, "/pause")
+            ada.send(b"AUTH ada hers\r\nPING\r\n")
+            for guess in range(6):
+                last(0.15)
+                for said in (f"AUTH ada {guess}\r\n", "HELLO 3 AUTH default sesame\r\n"):
+                    with coalesce.connect() as impatient:
+                        impatient.send(said.encode())
+                        impatient.half_close()
+                        assert impatient.look()[0] == b""
+            last(0.15)
+            with coalesce.connect() as other:
+                other.send(b"AUTH ada hers\r\nPING\r\n")
+                # What the last of them asked for stays until somebody needs their places.
+                eventually(lambda: 2 <= figures(coalesce)["lanes shared dialling"] <= 4)
+                post(coalesce, "/resume")
+                for wire in (ada, other):
+                    assert wire.replies(2) == [b"+OK\r\n", b"+PONG\r\n"]
+            assert control.ask("ACL", "LOG").count(b"username") <= 2
+            assert control.ask("ACL", "SETUSER", "default", "nopass") == b"+OK\r\n"
+
+
 def test_what_blocks_and_was_given_up_in_a_pause_takes_nothing(coalesce, fresh_upstream):
     """A worker that waits for a job, loses patience, and comes back to wait anew: it is there once, afterwards."""
     with fresh_upstream.connect() as control, coalesce.connect() as worker:
