@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from coalesce.core import leased
 from coalesce.core.commands import is_endless, may_block
 from coalesce.core.containment import contained
+from coalesce.core.held import weigh
 from coalesce.core.session import TAKING, SessionState
 from coalesce.core.stream import Subscriber
 
@@ -33,7 +34,12 @@ def end_of_input(exchange: Exchange, session: Session) -> None:
 
 def end_in_sight(exchange: Exchange, session: Session) -> None:
     """As `Exchange.end_in_sight`."""
-    if (session.lease is not None and session.lease.blocking) or may_block(session.waiting):
+    if session.state is SessionState.SETTLING and session.lease is None:
+        if session.waits_to_block:  # what is before it is run and answered
+            session.waiting = None
+            exchange.end(session, b"")
+            weigh(session)
+    elif (session.lease is not None and session.lease.blocking) or may_block(session.waiting):
         exchange.depart(session)
 
 

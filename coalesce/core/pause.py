@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from coalesce.core.containment import contained
 from coalesce.core.ends import look_at_end
 from coalesce.core.lane import LaneState
+from coalesce.core.session import SessionState
 from coalesce.core.stream import Subscriber
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ def pause(exchange: Exchange) -> None:
     for lane in exchange.shared_lanes:
         if lane.state is LaneState.FAILING:
             lane.become(LaneState.DIALLING)  # its requests wait as all others do
+    for session in exchange.sessions:
+        if session.state is SessionState.SETTLING:
+            with contained(session):
+                session.rewire()  # its client's end may matter now
     exchange.leases.call_in()
     for session in exchange.leases.queued:
         if session.ended:

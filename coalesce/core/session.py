@@ -8,8 +8,10 @@
             |                                                       +------------ LEASED -+   a connection of its own
             |                                                                       v     |
             |  end of input, QUIT, protocol error, drain            +--------- PINNING ---+   ... perhaps for good
-            +-----------------------> ENDING (from LEASED, too)     v
-                                         | nothing is owed        PINNED                      ... for good
+            +-----------------------> ENDING (from LEASED, too;     v
+                                         |   from SETTLING         PINNED                     ... for good
+                                         |   in a pause)
+                                         | nothing is owed
                                          v
                                        GONE    (from any state but PINNED: the client left, the upstream was lost)
 
@@ -23,6 +25,8 @@ from __future__ import annotations
 
 import enum
 from typing import TYPE_CHECKING, Protocol
+
+from coalesce.core.commands import may_block
 
 if TYPE_CHECKING:
     from coalesce.core.exchange import Exchange
@@ -76,7 +80,7 @@ class SessionState(enum.Enum):
 _S = SessionState
 _TRANSITIONS = {
     _S.FLOWING: {_S.SETTLING, _S.ENDING, _S.GONE},
-    _S.SETTLING: {_S.FLOWING, _S.MOVING, _S.BORROWING, _S.LEASED, _S.PINNED, _S.GONE},
+    _S.SETTLING: {_S.FLOWING, _S.MOVING, _S.BORROWING, _S.LEASED, _S.PINNED, _S.ENDING, _S.GONE},
     _S.MOVING: {_S.FLOWING, _S.GONE},
     _S.BORROWING: {_S.LEASED, _S.FLOWING, _S.GONE},
     _S.LEASED: {_S.FLOWING, _S.SETTLING, _S.PINNING, _S.PINNED, _S.ENDING, _S.GONE},
@@ -159,6 +163,12 @@ class Session:
         lease = self.lease
         return self.state in _WAITING and lease is not None and (lease.blocking > 0 or lease.stream is not None)
 
+    @property
+    def waits_to_block(self) -> bool:
+        """Whether it is only for a pause that its request does not block yet, behind others that wait for its end."""
+        settling = self.state is SessionState.SETTLING and self.lease is None
+        return settling and self._exchange.paused and may_block(self.waiting)
+
     def rewire(self) -> None:
         """Makes `write`, `flowing` and the client's reading follow from the state."""
         read = self.reading and not self.throttled
@@ -170,7 +180,7 @@ class Session:
             return
         self.write = self.peer.write if read and usual else self._write_and_look
         if self.state is not SessionState.PINNED:
-            self.peer.read(read, not self.ended and self._may_go_on_for_ever)
+            self.peer.read(read, not self.ended and (self._may_go_on_for_ever or self.waits_to_block))
 
     def write_more(self, data: bytes) -> None:
         if self.state is SessionState.GONE:

@@ -432,6 +432,31 @@ def test_what_blocks_and_was_given_up_in_a_pause_takes_nothing(coalesce, fresh_u
         assert control.ask("EXISTS", "taken") == b":0\r\n"
 
 
+def test_what_blocks_behind_another_request_and_was_given_up_takes_nothing(coalesce, fresh_upstream):
+    """What is before it is run and answered: whoever closes can't be told from one who only says no more."""
+    with fresh_upstream.connect() as control, coalesce.connect() as before, coalesce.connect() as half:
+        before.send(b"PING\r\n")
+        assert before.reply() == b"+PONG\r\n"
+        post(coalesce, "/pause")
+        for how in ("close", "shutdown", "reset"):
+            impatient = half if how == "shutdown" else coalesce.connect()
+            impatient.send(b"INCR asked\r\nBLMOVE jobs taken LEFT RIGHT 0\r\n")
+            if how == "shutdown":
+                impatient.half_close()
+            elif how == "reset":
+                reset(impatient)
+            else:
+                impatient.close()
+        control.ask("RPUSH", "jobs", "a-job")
+        before.send(b"PING\r\n")
+        post(coalesce, "/resume")
+        assert before.reply() == b"+PONG\r\n"
+        assert half.rest().startswith(b":")
+        assert control.ask("GET", "asked") == bulk("3")
+        eventually(lambda: figures(coalesce)["clients shared"] + figures(coalesce)["clients waiting"] == 1)
+        assert control.ask("EXISTS", "taken") == b":0\r\n"
+
+
 def test_who_waits_for_the_end_of_a_pause_waits_for_no_limit(coalesce):
     with coalesce.connect() as client:
         post(coalesce, "/pause")
