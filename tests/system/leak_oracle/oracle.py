@@ -116,6 +116,10 @@ async def provoke(run: Run, scene: Scene, name: str) -> None:
             run.ledger.forget()
         standing = [] if scene.relay is None else [*scene.relay.links]
         await trio.to_thread.run_sync(CLOSING[name], scene)
+        if name == "kill" and scene.relay is not None:
+            # One that had been begun, and came through only when the upstream was there again, would stay: and who
+            # waits on it for what the kill took is not given it anew before the weather is fair.
+            await trio.to_thread.run_sync(scene.relay.cut, standing)
         try:
             await trio.to_thread.run_sync(eventually, lambda: all_gone(scene, standing))
         except TimeoutError as problem:

@@ -85,9 +85,9 @@ class Relay:
         """The newest connection of a database."""
         return next(link for link in reversed([*self.links]) if link.database == database)
 
-    def cut(self) -> None:
-        """All connections, now."""
-        self._do(lambda: [link.scope.cancel() for link in self.links])
+    def cut(self, links: list[Link] | None = None) -> None:
+        """All connections, or these, now."""
+        self._do(lambda: [link.scope.cancel() for link in (self.links if links is None else links)])
 
     def cut_within(self, at_most: int, chance: random.Random) -> None:
         """Each connection, after so many bytes more at the most, of its requests or its replies."""
