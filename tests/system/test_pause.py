@@ -11,8 +11,9 @@ import pytest
 
 from .admin import ADMIN, ask, metrics, post
 from .processes import DEADLINE, RedisServer, eventually, running_coalesce, running_server, short_directory
+from .redis_py_load import RedisPyLoad
 from .reliability.faults import last
-from .reliability.stage import on_stage
+from .reliability.stage import FORGETS_NOTHING, on_stage
 from .test_metrics import metrics as figures
 from .test_metrics import reset
 from .versions import NEWEST
@@ -79,6 +80,24 @@ def test_the_upstream_is_swapped_under_load_and_nobody_notices(executable):
         verdict = stage.finish()
         assert (verdict.unacknowledged, verdict.refused, verdict.closed) == (0, 0, 0)
         assert verdict.acknowledged == verdict.sent >= 50
+
+
+def test_redis_py_notices_nothing_of_a_swap(executable):
+    """With every kind of request under way, new connections among them, and without its retries."""
+    with (
+        running_server(executable, *FORGETS_NOTHING) as upstream,
+        running_coalesce(upstream.url, *ADMIN) as coalesce,
+        RedisPyLoad(coalesce.port, 12) as load,
+    ):
+        for _ in range(3):
+            load.go_on(6)
+            assert post(coalesce, "/pause").told == NOTHING
+            shut_down(upstream)
+            upstream.start()
+            last(0.1)
+            post(coalesce, "/resume")
+        load.go_on(6)
+        load.ends()
 
 
 def test_the_books_do_not_balance_like_that_without_a_pause(executable):

@@ -13,6 +13,7 @@ import pytest
 
 from .admin import ADMIN, ask, post
 from .processes import eventually, running_coalesce, running_server
+from .redis_py_load import RedisPyLoad
 from .reliability.accounting import Load
 from .reliability.stage import FORGETS_NOTHING
 from .versions import NEWEST
@@ -71,6 +72,19 @@ def test_first_the_application_and_then_its_sidecar(executable, by):
                 assert code == 0, stderr
                 assert application.told() == (0, 0, 0)
                 counted(upstream, application)
+            with upstream.connect() as control:
+                control.ask("FLUSHALL")
+
+
+def test_redis_py_in_one_pod_after_the_other(executable):
+    """The next serves before the last is told to end; nobody needs its retries."""
+    with running_server(executable) as upstream:
+        for _ in range(3):
+            with running_coalesce(upstream.url, *ADMIN) as coalesce, RedisPyLoad(coalesce.port, 12) as load:
+                load.go_on(6)
+                load.ends()
+                code, stderr = coalesce.stop()
+                assert code == 0, stderr
             with upstream.connect() as control:
                 control.ask("FLUSHALL")
 
