@@ -188,9 +188,14 @@ class Exchange:
         lane = self.lane(self.base)
         session = Session(self, lane, peer, locked=self.judge is not None)
         lane.sessions.add(session)
-        if lane.full and not session.locked and self._overflows(lane):
-            self._throttle(session)
+        if not session.locked:
+            self.bound(session)
         return session
+
+    def bound(self, session: Session) -> None:
+        """Does not read a newcomer to its lane for the while, where that overflows."""
+        if session.lane.full and self._overflows(session.lane):
+            self._throttle(session)
 
     def _overflows(self, lane: Lane) -> bool:
         """Whether a full lane has so much that not even newcomers are read: many have come, asked and left.

@@ -139,6 +139,7 @@ def _set_out(exchange: Exchange, session: Session, move: Move) -> None:
         session.locked = False
         exchange.ride_on(session, lane)
         session.become(SessionState.FLOWING)
+        exchange.bound(session)
         session.peer.write(replies.OK)  # last, as the client may turn out to have left
         return
     session.become(SessionState.MOVING)

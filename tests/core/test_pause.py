@@ -6,7 +6,7 @@ import pytest
 
 from coalesce.core.exchange import Exchange
 from coalesce.core.identity import Identity
-from coalesce.core.lane import Lane, LaneState
+from coalesce.core.lane import Lane, LaneState, Limits
 from coalesce.core.ledger import Kind
 
 from .fakes import RecordingLink, RecordingPeer
@@ -20,10 +20,10 @@ HELLO = canonical([b"HELLO", b"3", b"AUTH", b"default", b"sesame"])
 class Paused:
     """An exchange in a pause, whose base lane is connected."""
 
-    def __init__(self, *, locked: bool = False) -> None:
+    def __init__(self, *, locked: bool = False, limits: Limits = Limits()) -> None:  # noqa: B008 (immutable)
         self.opened: list[Lane] = []
         judge = (lambda password: password == b"sesame") if locked else None
-        self.exchange = Exchange(BASE, self.opened.append, judge=judge)
+        self.exchange = Exchange(BASE, self.opened.append, limits, judge=judge)
         self.connects(self.opened[0])
         self.exchange.pause()
 
@@ -102,3 +102,21 @@ def test_what_others_asked_of_the_same_lane_keeps_its_order() -> None:
     assert link.batches == [b"".join(canonical([b"GET", key]) for key in (b"a", b"b", b"c"))]
     paused.exchange.replies(paused.opened[1], b"$1\r\nA\r\n$1\r\nB\r\n$1\r\nC\r\n", 0.0)
     assert rider.written == b"+OK\r\n$1\r\nA\r\n$1\r\nB\r\n$1\r\nC\r\n"
+
+
+def test_those_whom_the_door_lets_in_keep_to_twice_the_limit_of_a_lane() -> None:
+    """As those who need not authenticate: many come, ask and leave while nothing can be sent."""
+    paused = Paused(locked=True, limits=Limits(client=10, lane=20, hold_below=0))
+    for _ in range(100):
+        paused.comes_and_leaves(canonical([b"AUTH", b"sesame"]) + canonical([b"PING"]) * 5)
+    assert paused.opened[0].owed == 40
+    patient = paused.stays(canonical([b"AUTH", b"sesame"]) + canonical([b"PING"]))
+    assert patient.written == b"+OK\r\n"
+    assert not patient.reading
+    paused.exchange.go_on(0.0)
+    paused.exchange.replaced(paused.opened[0])
+    paused.connects(paused.opened[0])
+    paused.exchange.replies(paused.opened[0], b"+PONG\r\n" * 40, 0.0)
+    paused.exchange.flush(0.0)
+    paused.exchange.replies(paused.opened[0], b"+PONG\r\n", 0.0)
+    assert patient.written == b"+OK\r\n+PONG\r\n"
