@@ -893,7 +893,7 @@ class Exchange:
             self._moves_left = False
             moves.forget(self)
             for lane in self.shared_lanes:
-                if lane.full:
+                if lane.full and not lane.owed:  # else it will be, with a reply
                     self._relieve(lane)
 
     def unfinished(self) -> Unfinished:

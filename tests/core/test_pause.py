@@ -120,3 +120,21 @@ def test_those_whom_the_door_lets_in_keep_to_twice_the_limit_of_a_lane() -> None
     paused.exchange.flush(0.0)
     paused.exchange.replies(paused.opened[0], b"+PONG\r\n", 0.0)
     assert patient.written == b"+OK\r\n+PONG\r\n"
+
+
+def test_who_waited_for_a_lane_that_was_full_of_those_who_left_is_read_again() -> None:
+    """No reply will come there that could see to it."""
+    paused = Paused(limits=Limits(client=10, lane=20, hold_below=0))
+    for _ in range(41):
+        paused.comes_and_leaves(canonical([b"SELECT", b"0"]))
+    patient = RecordingPeer()
+    session = paused.exchange.connect(patient)
+    assert not patient.reading
+    paused.exchange.forget_moves()
+    assert patient.reading
+    paused.exchange.receive(session, canonical([b"PING"]))
+    paused.exchange.go_on(0.0)
+    paused.exchange.replaced(paused.opened[0])
+    paused.connects(paused.opened[0])
+    paused.exchange.replies(paused.opened[0], b"+PONG\r\n", 0.0)
+    assert patient.written == b"+PONG\r\n"
