@@ -4,7 +4,7 @@
     u0 >> $<5>                ... and replies                  c7 << $<5>          client 7 receives that
     c7 ends, c7 departs       it sends no more; it is gone     c7 closed           coalesce closes it
     u1 connects - db=3 resp2  it stands, as this identity      u1 lost, u1 closed  it broke; coalesce closed it
-    c7 pinned u1              u1 is its own from here on
+    c7 pinned u1              u1 is its own from here on       admin pauses, resumes
 
 `tests/transcripts` explains the notation, and plays it: a name and options come first, so that all of it is a
 transcript as it stands. Nobody can play what is hidden (`--trace-values` shows it, but for credentials and frames of
@@ -338,6 +338,16 @@ def traced(tracer: Tracer) -> tuple[type[Exchange], type[Client], type[Connectio
             most = len(lane.in_flight) if lease is None or lease.stream is None else None
             tracer.heard(f"u{lane.number}", data, requests=False, sent=False, most=most)
             super().replies(lane, data, now)
+
+        def pause(self) -> None:
+            if not self.paused:
+                tracer.say("admin pauses")
+            super().pause()
+
+        def go_on(self, now: float) -> None:
+            if self.paused:
+                tracer.say("admin resumes")
+            super().go_on(now)
 
     class TracedClient(Client):
         __slots__ = ("_is_broken",)

@@ -14,6 +14,7 @@ from tests.transcripts.core_player import CorePlayer
 from tests.transcripts.notation import parse
 from tests.transcripts.socket_player import SocketPlayer
 
+from .admin import ADMIN, post
 from .processes import DEADLINE, running_coalesce
 from .versions import NEWEST
 from .wire import pack
@@ -107,6 +108,20 @@ def pin(coalesce) -> None:
         first.rest()
 
 
+def hold(coalesce) -> None:
+    with coalesce.connect() as first, coalesce.connect() as second:
+        assert first.ask("SET", "k", "v") == b"+OK\r\n"
+        assert post(coalesce, "/pause").status == 200
+        first.send(pack("GET", "k"))
+        assert post(coalesce, "/pause").status == 200  # says nothing
+        assert post(coalesce, "/resume").status == 200
+        assert first.reply() == b"$1\r\nv\r\n"
+        assert second.ask("INCR", "n") == b":1\r\n"
+        for wire in (first, second):
+            wire.send(pack("QUIT"))
+            wire.rest()
+
+
 @pytest.fixture
 def traced(upstream, capfd):
     """What is printed of a conversation, with these flags."""
@@ -114,7 +129,7 @@ def traced(upstream, capfd):
     def traced(*flags: str, talk: Callable = converse) -> list[str]:
         with upstream.connect() as control:
             control.ask("FLUSHALL")
-        with running_coalesce(upstream.url, *flags) as coalesce:
+        with running_coalesce(upstream.url, *ADMIN, *flags) as coalesce:
             talk(coalesce)
             coalesce.stop()
         return capfd.readouterr().out.splitlines()
@@ -122,7 +137,7 @@ def traced(upstream, capfd):
     return traced
 
 
-@pytest.mark.parametrize("talk", [converse, borrow, pin])
+@pytest.mark.parametrize("talk", [converse, borrow, pin, hold])
 async def test_what_is_printed_can_be_played(traced, talk):
     lines = traced("--trace-values", talk=talk)
     (transcript,) = parse("\n".join(lines))

@@ -11,6 +11,7 @@
     u0 lost                   it is cut                                u0 connects    and here again
     u1 closed                 coalesce has closed it
     c1 pinned u1              client 1 has this connection for good
+    admin pauses              what has not left is held                admin resumes  and goes on, on new connections
 
 A request is words, sent as an array of bulk strings. A reply is one line for the types that are a line (`+OK`, `-ERR no
 such key`, `:3`); bulk strings are `$` length, a space and so many characters; aggregates are followed by their elements

@@ -72,7 +72,7 @@ class CoreClient:
                 if self.pinned is None:
                     self.unread.append(b"")  # it does not go away
         if self.unread[-1:] == [b""] and self.heeds_end:
-            self._exchange.end_of_input(self.session)
+            self._exchange.end_in_sight(self.session)
 
 
 class CoreLink:
@@ -97,6 +97,7 @@ class CorePlayer:
         self._sent: dict[str, bytes] = {}
         self._clients: dict[str, CoreClient] = {}
         self._pins: dict[str, CoreClient] = {}
+        self._outdated: set[Lane] = set()  # since the end of a pause
         options = transcript.options
         limits = Limits(
             lane=options.get("lane_limit", 10_000),
@@ -159,6 +160,11 @@ class CorePlayer:
                 self._pins.pop(step.who).closed = True
             case "u", "lost":
                 self._exchange.lose(self._lane(step.who))
+            case "a", "pauses":
+                self._exchange.pause()
+            case "a", "resumes":
+                self._outdated = {lane for lane in self._exchange.shared_lanes if lane.link is not None}
+                self._exchange.go_on(0.0)
             case _:
                 raise ValueError(step.line)
 
@@ -172,6 +178,7 @@ class CorePlayer:
 
     def _connect(self, who: str, *, authenticated: bool) -> Lane:
         lane = self._lane(who)
+        lane.outdated &= lane.exclusive
         lane.authenticated = authenticated
         lane.primary = bool(self._transcript.options.get("primary"))
         self._sent[who] = b""
@@ -209,6 +216,10 @@ class CorePlayer:
     def _settle(self) -> None:
         for client in list(self._clients.values()):
             client.feed()
+        for lane in [lane for lane in self._outdated if not lane.is_waited_for]:
+            self._outdated.discard(lane)
+            if lane.link is not None:
+                self._exchange.replaced(lane)
         self._exchange.flush(0.0)
 
 

@@ -15,7 +15,7 @@ _AGGREGATES = {"*": 1, "~": 1, ">": 1, "%": 2}
 
 class Step(NamedTuple):
     line: str  # as written, for messages
-    who: str  # "c1", "u0", "l1"
+    who: str  # "c1", "u0", "l1", "admin"
     verb: str
     data: bytes  # for >> and <<, and what a refusal says
     rest: str  # of the line, behind the verb
@@ -44,7 +44,7 @@ def parse(text: str) -> list[Transcript]:
 
 
 def _step(line: str) -> Step:
-    found = re.fullmatch(r"([cul]\d+) (>>|<<|\w+) ?(.*)", line)
+    found = re.fullmatch(r"([cul]\d+|admin) (>>|<<|\w+) ?(.*)", line)
     if not found:
         raise ValueError(f"not a step: {line!r}")
     who, verb, rest = found.groups()

@@ -143,7 +143,7 @@ class SocketPlayer:
         async with listener, trio.open_nursery() as nursery, AsyncExitStack() as stack:
             with trio.fail_after(_DEADLINE):
                 nursery.start_soon(self._accept_first)
-                server = Server(config, lambda: b"secret")
+                server = self._server = Server(config, lambda: b"secret")
                 stack.enter_context(server.poller.others_in_a_hurry())
                 self._address = (await nursery.start(server.serve))[0]
                 while "u0" not in self._peers:
@@ -197,5 +197,9 @@ class SocketPlayer:
                 await refused.stream.aclose()  # or the next dial might use it, which the script takes for a new one
             case "u", "lost":
                 await self._peers.pop(who).reset()
+            case "a", "pauses":
+                await self._server.pause(0)
+            case "a", "resumes":
+                self._server.resume()
             case _:
                 raise ValueError(step.line)
