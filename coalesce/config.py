@@ -229,6 +229,9 @@ class Config:
     # Whoever reaches the listeners may use what coalesce has and they do not: credentials at the upstream, or access to
     # one that is on this host alone.
     unprotected: bool = False
+    # Seconds. An application that is told to end at the same time has work to finish, for which it needs its upstream;
+    # how long that takes nobody else knows. Where it is ended first, that would be waiting for nothing.
+    sigterm_delay: float = 0.0
     # Seconds. Kubernetes kills 30 s after SIGTERM.
     drain_timeout: float = 10.0
     # TLS to the upstream, where its URL says so. All files are in PEM format; without one of authorities, the system's

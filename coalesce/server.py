@@ -181,6 +181,7 @@ class Server:
         self._new_lanes: list[Lane] = []
         self._pins: set[Pin] = set()
         self.started = False
+        self._leaving = False  # it drains, or will before long
         self._draining = False
         self._end = trio.Event()  # asked for by other means than a signal
         self.software: str | None = None
@@ -260,7 +261,7 @@ class Server:
         """What it does."""
         if not self.started:
             return State.STARTING
-        if self._draining:
+        if self._leaving:
             return State.DRAINING
         return State.PAUSED if self.paused else State.SERVING
 
@@ -274,7 +275,7 @@ class Server:
         What can't be, or is not in time, is returned; the pause goes on. None: it was taken back meanwhile, or could
         not be, as coalesce ends.
         """
-        if self._draining or self._end.is_set():
+        if self._leaving or self._end.is_set():
             return None
         if not self.exchange.paused:
             log.info("paused: commands are held until coalesce resume (POST /resume)")
@@ -305,7 +306,7 @@ class Server:
 
     def why_not_ready(self) -> str | None:
         """Why no client should come here; None: it should."""
-        return "draining" if self._draining else self.why_not_started()
+        return "draining" if self._leaving else self.why_not_started()
 
     def why_no_upstream(self) -> str | None:
         """Why the upstream can't be used, as the connection that is always kept tells; None: it can."""
@@ -316,12 +317,24 @@ class Server:
         async with trio.open_nursery() as nursery:
 
             async def end_on_signal() -> None:
-                await anext(signals)
+                if await anext(signals) == signal.SIGTERM and self.config.sigterm_delay:
+                    await self._go_on_for_a_while(signals)
                 self._end.set()
 
             nursery.start_soon(end_on_signal)
             await self._end.wait()
             nursery.cancel_scope.cancel()
+
+    async def _go_on_for_a_while(self, signals: AsyncIterator[int]) -> None:
+        """Until the application has ended, which was told to at the same time; nobody new is to be sent here.
+
+        Not until no client is left: one may have a connection for each thing that it asks.
+        """
+        delay = self.config.sigterm_delay
+        log.info("SIGTERM: clients are served for %g s more; another signal drains at once", delay)
+        self._leaving = True
+        with trio.move_on_after(delay):
+            await anext(signals)
 
     def _look_at_listeners(self) -> None:
         """Redis's protected mode, translated: what clients do not have, strangers on the network do not get.
@@ -546,7 +559,7 @@ class Server:
     async def _drain(self, signals: AsyncIterator[int]) -> bool:
         """Finishes what is owed. False when the deadline or a second signal came first."""
         log.info("draining; clients: %d, of them pinned: %d", self.clients.shared + len(self._pins), len(self._pins))
-        self._draining = True
+        self._leaving = self._draining = True
         with self.faults.contained("drain", "it goes on"):
             self.resume()  # what has been read is to be answered
         with self.faults.contained("drain", "it goes on"):

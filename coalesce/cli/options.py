@@ -313,9 +313,16 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
         Option("admin", ADMIN, "`host:port` of HTTP for operators (status page, probes, metrics), or `off`"),
         Option("readiness_upstream", None, "`/readiness` fails while there is no upstream"),
         Option(
+            "sigterm_delay",
+            SECONDS,
+            "Seconds after SIGTERM in which clients are served as before, and let in",
+            ", for an application that is told to end at the same time; `/readiness` fails meanwhile. A second signal "
+            "drains at once",
+        ),
+        Option(
             "drain_timeout",
             SECONDS,
-            "Seconds to finish what is owed after SIGTERM or SIGINT",
+            "Seconds to finish what is owed after that, or after SIGINT",
             ". A second signal ends at once",
         ),
     ),

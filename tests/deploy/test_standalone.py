@@ -80,8 +80,9 @@ def test_open_is_refused_where_coalesce_has_a_password() -> None:
 
 def test_time_to_end() -> None:
     """No node sends anything new, then what is owed is finished, then Kubernetes kills."""
-    sleep = container()["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert sleep + Config.drain_timeout + 5 <= pod(deployment())["terminationGracePeriodSeconds"]
+    delay = float(variables(container())["COALESCE_SIGTERM_DELAY"])
+    assert delay >= 5
+    assert delay + Config.drain_timeout + 5 <= pod(deployment())["terminationGracePeriodSeconds"]
     systemd = re.search(r"TimeoutStopSec=(\d+)", (DEPLOY / "coalesce.service").read_text())
     assert systemd
     assert Config.drain_timeout + 5 <= int(systemd[1])

@@ -6,7 +6,10 @@ asked), and its coalesce. The next Pod serves before the last one is told to end
 
 from __future__ import annotations
 
-from signal import SIGTERM
+import json
+from contextlib import suppress
+from signal import SIGINT, SIGTERM
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
@@ -90,7 +93,61 @@ def test_redis_py_in_one_pod_after_the_other(executable):
 
 
 def test_both_at_once(executable):
-    """The old style. The sidecar is told to end while the application still waits for replies: it gets them all.
+    """The old style: two containers side by side. The application goes on to ask for as long as its end takes, on the
+    connections that it has and on new ones; coalesce was told how long that may be.
+    """
+    with (
+        running_server(executable, *FORGETS_NOTHING) as upstream,
+        running_coalesce(upstream.url, *ADMIN, "--sigterm-delay", "60") as coalesce,
+    ):
+        application = Application(coalesce)
+        application.load.go_on(5)
+        coalesce.signal(SIGTERM)
+        eventually(lambda: ask(coalesce, "/readiness").status == 503)
+        application.load.go_on(50)
+        with coalesce.connect() as late:
+            assert late.ask("PING") == b"+PONG\r\n"
+        application.ends()
+        assert application.told() == (0, 0, 0)
+        counted(upstream, application)
+        coalesce.signal(SIGTERM)  # (and not the whole delay)
+        code, stderr = coalesce.wait()
+        assert code == 0, stderr
+
+
+def test_the_delay_ends_by_itself(executable):
+    with running_server(executable) as upstream, running_coalesce(upstream.url, "--sigterm-delay", "0.5") as coalesce:
+        with coalesce.connect() as client:
+            coalesce.signal(SIGTERM)
+            before = monotonic()
+            with suppress(EOFError, ConnectionError):
+                while client.ask("PING") == b"+PONG\r\n":
+                    pass
+            assert monotonic() - before > 0.4
+        code, stderr = coalesce.wait()
+        assert code == 0, stderr
+
+
+@pytest.mark.parametrize("ended_by", ["SIGINT", "quitquitquit"])
+def test_a_delay_is_for_sigterm_alone(executable, ended_by):
+    """Who asks for the end by name has nobody to wait for; also while SIGTERM's delay is under way."""
+    with running_server(executable) as upstream:
+        for _ in range(2):
+            with running_coalesce(upstream.url, *ADMIN, "--sigterm-delay", "60") as coalesce:
+                if ended_by == "SIGINT":
+                    coalesce.signal(SIGINT)
+                else:
+                    coalesce.signal(SIGTERM)
+                    eventually(lambda at=coalesce: ask(at, "/readiness").status == 503)
+                    assert json.loads(ask(coalesce, "/status").body)["state"] == "draining"
+                    assert post(coalesce, "/pause").status == 409
+                    post(coalesce, "/quitquitquit")
+                code, stderr = coalesce.wait()
+                assert code == 0, stderr
+
+
+def test_both_at_once_without_a_delay(executable):
+    """The application waits for replies when the sidecar is told to end: it gets them all.
 
     (Who goes on to ask after that finds the connection closed, at a place where no reply is due.)
     """
