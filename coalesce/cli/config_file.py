@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Bytes. A file that is longer is not one of settings.
 _LONGEST = 1024 * 1024
+# Of a whole number, by TOML's own rules. (Python takes any, and then writes none that has over 4,300 digits.)
+_BITS = 64
 
 
 class ConfigFileError(Exception):
@@ -100,7 +102,7 @@ def _type_of(option: Option) -> tuple[str, Callable[[Any], bool]]:
     if option.kind is None:
         return "true or false", lambda value: isinstance(value, bool)
     if isinstance(option.kind, click.IntRange):
-        return "a whole number", lambda value: type(value) is int
+        return "a whole number", lambda value: type(value) is int and value.bit_length() < _BITS
     if isinstance(option.kind, click.FloatRange):
         return "a number", _is_number
     return "a string", lambda value: isinstance(value, str) and "\0" not in value  # (which no path may have)

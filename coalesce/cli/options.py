@@ -76,12 +76,18 @@ class _Number(click.FloatRange):
 
 
 class _Count(click.IntRange):
-    """One at least."""
+    """One at least. At most what those who read /metrics and /status take as it is: to many, all numbers are floats."""
 
     name = "whole number"
 
     def __init__(self) -> None:
         super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        count: int = super().convert(value, param, ctx)
+        if count > 2**53:
+            self.fail("it is at most 2^53, as those who read /metrics know no larger one", param, ctx)
+        return count
 
 
 def _upstream(text: str) -> Upstream | str:
@@ -382,8 +388,9 @@ def as_given(option: Option, value: Any) -> Any:
 
 
 def settings_in_force(config: Config) -> dict[str, Any]:
-    """Each flag's value as it would be given; None where there is none. Without secrets."""
-    return {option.key: as_given(option, getattr(config, name)) for name, option in OPTIONS.items()}
+    """Each flag's value as it would be given, in what JSON knows; None where there is none. Without secrets."""
+    settings = {option.key: as_given(option, getattr(config, name)) for name, option in OPTIONS.items()}
+    return {key: str(value) if value == math.inf else value for key, value in settings.items()}
 
 
 # Names that are none

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 
 import pytest
 
@@ -45,6 +47,11 @@ def test_values_as_they_are_given():
     assert (shown["socket-mode"], parse_mode(shown["socket-mode"])) == ("0060", 0o60)
     assert shown["tls-insecure"] is False
     assert as_given(OPTIONS["admin"], TcpAddress("::1", 2)) == "[::1]:2"
+
+
+def test_no_limit_is_told_in_json_that_others_read():
+    shown = settings_in_force(Config(Upstream(TcpAddress("h", 1)), drain_timeout=math.inf))
+    assert json.loads(json.dumps(shown, allow_nan=False))["drain-timeout"] == "inf"  # as it is given
 
 
 OF_A_SERVICE = [

@@ -90,6 +90,7 @@ def test_a_command_that_there_is_not(run_to_exit):
         ("--admin", "h:99999", "'h:99999' is none of host:port, [IPv6]:port (a port is 65535 at the most) and off"),
         ("--drain-timeout", "5s", "'5s' is not a valid number."),
         ("--max-clients", "1k", "'1k' is not a valid whole number."),
+        ("--max-leases", "9" * 400, "it is at most 2^53, as those who read /metrics know no larger one"),
     ],
 )
 def test_a_value_that_can_not_be(flag, value, why, run_to_exit):
@@ -192,6 +193,7 @@ WRONG = {
     "max-clients = '5'": "max-clients is to be a whole number",
     "max-clients = 5.0": "max-clients is to be a whole number",
     "max-clients = true": "max-clients is to be a whole number",
+    f"max-clients = 0x{'f' * 5000}": "max-clients is to be a whole number",
     "max-clients = 0": "Invalid value for max-clients in ",
     "upstream-wait = true": "upstream-wait is to be a number",
     "upstream-wait = nan": "Invalid value for upstream-wait in ",
