@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import select
 import ssl
 import sys
 import threading
@@ -128,8 +129,8 @@ _log: Log | None = None
 
 
 def dropped() -> int:
-    """Lines of the log, and of the trace, that nobody read in time, until now."""
-    return 0 if _log is None else _log.dropped
+    """Lines of the log, and of the trace, that nobody read in time or that could not be written, until now."""
+    return 0 if _log is None else _log.dropped + _log.refused
 
 
 def trace(line: str) -> None:
@@ -142,7 +143,10 @@ def _write(text: str, to: int = 2) -> None:
     """Without a buffer, whose lock a thread that waits would hold when the process ends. Raises OSError."""
     data = memoryview(text.encode("utf-8", "backslashreplace"))
     while data:
-        data = data[os.write(to, data) :]
+        try:
+            data = data[os.write(to, data) :]
+        except BlockingIOError:  # somebody whom it was inherited from wants it so: this is one and the same for both
+            select.select([], [to], [])
 
 
 def _say(what: str, problem: BaseException | None) -> None:
@@ -241,7 +245,8 @@ class Log(logging.Handler):
 
     def __init__(self, formatter: logging.Formatter, clock: Callable[[], float] = monotonic) -> None:
         super().__init__()
-        self.dropped = 0  # lines, until now
+        self.dropped = 0  # lines that nobody read, until now
+        self.refused = 0  # ... and that could not be written; the writer alone counts these
         self._said_gap = 0  # ... of them, those that the trace has told of
         self._traced = self._traced_written = 0  # lines of the trace; the writer alone counts the latter
         self._traced_size = self._traced_size_written = 0  # ... and their characters
@@ -297,8 +302,10 @@ class Log(logging.Handler):
             if isinstance(line, str):
                 self._traced_written += 1
                 self._traced_size_written += len(line)
-                with suppress(OSError):
+                try:
                     _write(f"{line}\n", to=1)
+                except OSError:
+                    self.refused += 1
             else:
                 self._write_line(line)
         self._sum_up(at_end=True)
@@ -322,7 +329,7 @@ class Log(logging.Handler):
         try:
             _write(f"{self._form.format(_frozen(line))}\n")
         except OSError:
-            pass  # standard error is gone
+            self.refused += 1  # standard error is gone, or its disk is full
         except Exception as problem:  # noqa: BLE001 (of a line that can't be made)
             _say(f"a line of the log could not be made ({line.filename}:{line.lineno})", problem)
 

@@ -201,6 +201,36 @@ def test_nobody_waits_for_who_reads_and_what_is_dropped_is_counted(form):
     assert len(re.findall(rb"line \d+ is there", read)) == 5000 - first
 
 
+def test_lines_that_can_not_be_written_are_counted():
+    before = os.dup(2)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, 2)
+    os.close(full)
+    try:
+        with logging_to_stderr() as log:
+            for number in range(3):
+                logging.getLogger("coalesce").info("%d", number)
+            log.stop()
+            assert logs.dropped() == 3
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def test_standard_error_that_whoever_shares_it_made_non_blocking_loses_nothing():
+    """Node does so with pipes. A line of over 4 KiB would be cut in two."""
+    with standard_error_in_a_pipe() as pipe, logging_to_stderr() as log:
+        os.set_blocking(2, False)
+        for number in range(100):
+            logging.getLogger("coalesce").info(f"{number} {'x' * 5000} ends")  # noqa: G004 (no two alike)
+        logging.getLogger("coalesce").info("all of it")
+        read = b""
+        while b"all of it\n" not in read and (more := pipe.read(65536)):
+            read += more
+        assert logs.dropped() == log.dropped == 0
+    assert len(re.findall(rb"(?m) x{5000} ends$", read)) == 100
+
+
 def record(template, *arguments, exc_info=None):
     return logging.LogRecord("coalesce", logging.WARNING, "", 0, template, arguments, exc_info)
 
