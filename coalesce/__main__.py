@@ -22,8 +22,18 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 
 
+def _keep_standard_streams() -> None:
+    """Where one is closed, the next connection would be in its place, and be sent lines of the log."""
+    for stream in range(3):
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
+
+
 def main() -> None:
     """The console script."""
+    _keep_standard_streams()
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # (in the background, it may be ignored)
     if ours:
         signal.signal(signal.SIGINT, _end_at_once)

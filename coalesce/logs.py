@@ -49,7 +49,7 @@ _EVENTS = 1000
 _TRACED = 10_000
 _TRACED_SIZE = 16 * 1024 * 1024
 # What would begin another line, or tell a terminal to do something.
-_CONTROLS = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160), 0x2028, 0x2029]}
+CONTROLS = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160), 0x2028, 0x2029]}
 
 
 def traceback_without_texts(problem: BaseException) -> str:
@@ -105,7 +105,7 @@ class _Human(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
-        return super().formatMessage(record).translate(_CONTROLS)
+        return super().formatMessage(record).translate(CONTROLS)
 
 
 def _json_formatter() -> logging.Formatter:
@@ -139,7 +139,7 @@ def trace(line: str) -> None:
         _log.trace(line)
 
 
-def _write(text: str, to: int = 2) -> None:
+def write(text: str, to: int = 2) -> None:
     """Without a buffer, whose lock a thread that waits would hold when the process ends. Raises OSError."""
     data = memoryview(text.encode("utf-8", "backslashreplace"))
     while data:
@@ -160,7 +160,7 @@ def _say(what: str, problem: BaseException | None) -> None:
             record.exc_text = None if problem is None else traceback_without_texts(problem)
             text = f"{_formatter.format(record)}\n"
     with suppress(OSError):
-        _write(text)
+        write(text)
 
 
 class _Alike:
@@ -303,7 +303,7 @@ class Log(logging.Handler):
                 self._traced_written += 1
                 self._traced_size_written += len(line)
                 try:
-                    _write(f"{line}\n", to=1)
+                    write(f"{line}\n", to=1)
                 except OSError:
                     self.refused += 1
             else:
@@ -327,7 +327,7 @@ class Log(logging.Handler):
 
     def _write_line(self, line: logging.LogRecord) -> None:
         try:
-            _write(f"{self._form.format(_frozen(line))}\n")
+            write(f"{self._form.format(_frozen(line))}\n")
         except OSError:
             self.refused += 1  # standard error is gone, or its disk is full
         except Exception as problem:  # noqa: BLE001 (of a line that can't be made)

@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,7 +41,7 @@ from coalesce.cli.options import (
     unknown_variables,
 )
 from coalesce.config import TcpAddress, Upstream, contradiction
-from coalesce.logs import hide_texts_of_exceptions, logging_to_stderr
+from coalesce.logs import CONTROLS, hide_texts_of_exceptions, logging_to_stderr, write
 from coalesce.server import StartError
 
 if TYPE_CHECKING:
@@ -65,6 +66,12 @@ _EPILOG = (
 class _Command(click.Command):
     """Its help has settings by section."""
 
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.callback = _show_help
+        return option
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         records = {each.name: record for each in self.get_params(ctx) if (record := each.get_help_record(ctx))}
         for section, options in SECTIONS.items():
@@ -82,6 +89,13 @@ class _Run(_Command):
         super().format_options(ctx, formatter)
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.get_short_help_str(80)) for name, command in COMMANDS.items()])
+
+
+def _show_help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    del param
+    if value:
+        _say(ctx.get_help())
+        ctx.exit()
 
 
 def _read_the_file(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
@@ -162,7 +176,7 @@ def run(print_config: bool, **given: Any) -> None:
         if trouble and form == "json":
             log.error("%s", trouble)
     if trouble and form != "json":
-        click.echo(f"coalesce: {trouble}", err=True)
+        _complain(trouble)
     sys.exit(0 if not trouble and summary.clean else 1)
 
 
@@ -182,7 +196,7 @@ def check(**given: Any) -> None:
         try:
             found = trio.run(running.check, upstream, settings)
         except (StartError, EmbeddedError) as problem:
-            click.echo(f"coalesce: {problem}", err=True)
+            _complain(str(problem))
             sys.exit(1)
     _say(found)
 
@@ -295,7 +309,7 @@ def _ask(question: Callable[..., Answer], *arguments: object) -> Answer:
     try:
         return question(*arguments)
     except AskError as problem:
-        click.echo(f"coalesce: {problem}", err=True)
+        _complain(str(problem))
         sys.exit(1)
 
 
@@ -376,8 +390,14 @@ def _say(text: str) -> None:
         click.echo(text)
     except OSError as problem:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (what Python flushes at its end)
-        click.echo(f"coalesce: can't write to standard output: {problem.strerror}", err=True)
+        _complain(f"can't write to standard output: {problem.strerror}")
         sys.exit(1)
+
+
+def _complain(what: str) -> None:
+    """In one line, whatever is in it (a file's name may be anything). Where nobody takes it, the exit code says it."""
+    with suppress(OSError):
+        write(f"coalesce: {what.translate(CONTROLS)}\n")
 
 
 def _warn() -> None:
@@ -419,7 +439,7 @@ def run_command_line() -> None:
         if isinstance(problem, click.NoSuchOption):
             # `--upstream:redis://..` is one, as a whole.
             problem = click.NoSuchOption(_like_a_flag(problem.option_name), possibilities=problem.possibilities)
-        click.echo(f"coalesce: {problem.format_message()} (see {name} --help)", err=True)
+        _complain(f"{problem.format_message()} (see {name} --help)")
         sys.exit(problem.exit_code)
     except click.Abort:
         raise KeyboardInterrupt from None

@@ -13,6 +13,7 @@ import sys
 import tomllib
 from contextlib import closing
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,11 +33,9 @@ from .processes import (
 )
 from .test_doors import Pretender
 from .versions import NEWEST, with_oldest_and_newest
-from .wire import pack
+from .wire import Wire, pack
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from .processes import Executable
 
 INTERRUPTED = 130
@@ -234,6 +233,8 @@ def test_a_file_that_can_not_be_read(run_to_exit, tmp_path):
     (tmp_path / "latin").write_bytes(b"# \xe9")
     code, said = one_line(run_to_exit("--config", str(tmp_path / "latin")))
     assert (code, "not in UTF-8" in said) == (2, True)
+    code, said = one_line(run_to_exit("--config", "a\n\x1b[31mb"))
+    assert (code, "can't read a\\x0a\\x1b[31mb: No such file" in said) == (2, True)
     code, said = one_line(run_to_exit(COALESCE_CONFIG="redis://u:hunter2@h"))
     assert (code, "hunter2" in said) == (2, False)
 
@@ -244,14 +245,40 @@ def test_a_run_from_a_file(upstream, forged, tmp_path):
     assert (ended.code, "listening on 127.0.0.1:" in ended.stderr) == (0, True), ended.stderr
 
 
-def test_nobody_takes_what_is_printed():
+@pytest.mark.parametrize("flag", ["--print-config", "--help"])
+def test_nobody_takes_what_is_printed(flag):
     with open("/dev/full", "w") as full:  # noqa: PTH123 (a device)
         ended = subprocess.run(
-            [*coalesce_command(), "--print-config"],
+            [*coalesce_command(), flag],
             cwd=ROOT, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=DEADLINE, check=False,
         )  # fmt: skip
     code, said = one_line((ended.returncode, ended.stderr))
     assert (code, "can't write to standard output" in said) == (1, True)
+
+
+def test_nobody_takes_what_is_wrong():
+    """The exit code says it, then."""
+    with open("/dev/full", "w") as full:  # noqa: PTH123 (a device)
+        ended = subprocess.run(
+            [*coalesce_command(), "--nosuch"], cwd=ROOT, env=environment(), stderr=full, timeout=DEADLINE, check=False
+        )
+    assert ended.returncode == 2
+
+
+def test_a_closed_standard_stream_is_no_place_for_a_connection(upstream, tmp_path):
+    """A line of the log would go into it."""
+    closing = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *coalesce_command()]
+    place = tmp_path / "c"
+    command = [*closing, "--upstream", upstream.url, "--listen", f"unix://{place}", "--trace"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment()) as process:
+        try:
+            with Wire(eventually(lambda: place.exists() and str(place))) as client:
+                assert client.ask("PING") == b"+PONG\r\n"
+                streams = [str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in range(3)]
+        finally:
+            process.terminate()
+        assert process.wait(DEADLINE) == 0
+    assert streams == [os.devnull] * 3
 
 
 # Which coalesce it is
