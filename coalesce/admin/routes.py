@@ -110,7 +110,7 @@ class Admin:
         headers = [(b"content-type", answer.content_type.encode()), (b"content-length", b"%d" % len(answer.body))]
         headers += [(b"cache-control", b"no-store"), *answer.headers]
         body = b"" if scope["method"] == "HEAD" else answer.body
-        with suppress(trio.BusyResourceError):  # hypercorn is closing the connection, after bad HTTP/2
+        with suppress(trio.BusyResourceError):  # hypercorn is closing the connection
             await send({"type": "http.response.start", "status": answer.status, "headers": headers, "trailers": False})
             await send({"type": "http.response.body", "body": body, "more_body": False})
 

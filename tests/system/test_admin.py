@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+import select
 import socket
 import time
 from pathlib import Path
+from signal import SIGCONT, SIGSTOP
 from typing import TYPE_CHECKING
 
 import pytest
@@ -305,13 +307,13 @@ def test_garbage_is_nobody_elses_affair(coalesce, said):
         assert ask(coalesce, "/liveness").status == 200
 
 
-def test_hundreds_of_connections_keep_nobody_out(own_coalesce):
+def test_many_connections_keep_nobody_out(own_coalesce):
     coalesce = own_coalesce
     with contextlib.ExitStack() as stack, coalesce.connect() as client:
         assert client.ask("PING") == b"+PONG\r\n"  # it has been accepted
         before = descriptors(coalesce)
-        idle = wires(coalesce, 300, stack)
-        dribbling = wires(coalesce, 100, stack)
+        idle = wires(coalesce, 60, stack)
+        dribbling = wires(coalesce, 40, stack)
         for wire in dribbling:
             wire.send_unless_closed(GET[:10])
         assert ask(coalesce, "/liveness").status == 200
@@ -321,6 +323,55 @@ def test_hundreds_of_connections_keep_nobody_out(own_coalesce):
         began = time.monotonic()
         assert coalesce.stop()[0] == 0
         assert time.monotonic() - began < 3
+
+
+def test_a_flood_of_requests_is_answered_at_a_pace(own_coalesce):
+    """Each takes the time of clients. Without a pace, all of these are answered within the second."""
+    coalesce = own_coalesce
+    with contextlib.ExitStack() as stack:
+        flood = [stack.enter_context(Wire(admin_address(coalesce))) for _ in range(8)]
+        for wire in flood:
+            wire.send(GET * 50)
+        last(1.0)
+        answered = 0
+        for wire in flood:
+            wire.socket.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                answered += wire.socket.recv(1_000_000).count(b"HTTP/1.1 200")
+        assert 20 < answered < 150
+        assert ask(coalesce, "/liveness").status == 200  # who comes now does not wait for all of them
+
+
+def test_who_waits_to_be_accepted_is_not_one_of_thousands(own_coalesce):
+    """A probe would come after all of them, when whoever opened them has gone."""
+    coalesce = own_coalesce
+    with contextlib.ExitStack() as stack:
+        coalesce.signal(SIGSTOP)
+        stack.callback(coalesce.signal, SIGCONT)
+        waiting = select.poll()
+        for _ in range(300):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(admin_address(coalesce))
+            waiting.register(sock, select.POLLOUT)
+        last(0.3)
+        assert 1 < len(waiting.poll(0)) < 150
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]),
+        (b"GET /liveness HTTP/1.1\r\nHost: localhost\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+         b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"),
+    ],
+    ids=["as if it was known", "asked for"],
+)  # fmt: skip
+def test_it_speaks_no_http_2(coalesce, said):
+    """In which each connection has a hundred requests at a time."""
+    with Wire(admin_address(coalesce)) as wire:
+        wire.send(said)
+        assert re.match(rb"HTTP/1\.1 [24]", wire.socket.recv(1000))
 
 
 def test_who_dribbles_is_closed(coalesce):
