@@ -17,6 +17,8 @@ from coalesce.core.pause import Unfinished
 _LOOK_EVERY = 0.1
 # Seconds that one answer may take.
 _ANSWER = 5.0
+# What coalesce says when it is so; others have such endpoints, too.
+_YES = {"/readiness": "ready", "/startup": "started", "/quitquitquit": "draining"}
 # Bytes of one. Most are single lines; /status has a hundred lanes and five minutes of history.
 _LONGEST = 16 * 1024 * 1024
 
@@ -41,8 +43,10 @@ def wait_until_ready(admin: TcpAddress, probe: str, timeout: float) -> None:
             status, said = _ask(admin, "GET", f"/{probe}", ends)
         except NoAnswerError as problem:
             status, said = 0, str(problem)
-        if status == http.client.OK:
+        if status == http.client.OK and said == _YES[f"/{probe}"]:
             return
+        if status == http.client.OK:
+            said = _not_coalesce(admin)  # (or not yet: it may come to listen there)
         if monotonic() + _LOOK_EVERY > ends:
             raise AskError(f"not ready after {timeout:g} s: {said}")
         sleep(_LOOK_EVERY)
@@ -103,6 +107,8 @@ def shut_down(admin: TcpAddress, timeout: float) -> None:
     status, said = _ask(admin, "POST", "/quitquitquit", ends)
     if status != http.client.OK:
         raise AskError(f"{admin} refuses: {said}")
+    if said != _YES["/quitquitquit"]:
+        raise AskError(_not_coalesce(admin))
     while monotonic() + _LOOK_EVERY <= ends:
         sleep(_LOOK_EVERY)
         try:
@@ -111,7 +117,7 @@ def shut_down(admin: TcpAddress, timeout: float) -> None:
             if problem.nobody:
                 return
         else:
-            if said != "draining":  # another one, which whoever supervises it has started
+            if said != _YES["/quitquitquit"]:  # another one, which whoever supervises it has started
                 return
     raise AskError(f"still draining after {timeout:g} s")
 
@@ -146,7 +152,11 @@ def _cut(sock: socket.socket) -> None:
 def _ask(admin: TcpAddress, method: str, path: str, ends: float) -> tuple[int, str]:
     """What is said in a line."""
     status, said = ask(admin, method, path, max(0.1, min(_ANSWER, ends - monotonic())))
-    return status, _line(said)
+    return status, _line(said) or f"HTTP {status}"
+
+
+def _not_coalesce(admin: TcpAddress) -> str:
+    return f"who answers at {admin} is not coalesce"
 
 
 def _line(said: bytes) -> str:

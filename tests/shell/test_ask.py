@@ -71,6 +71,24 @@ def test_it_is_not_led_elsewhere(code):
         assert heard == []
 
 
+@pytest.mark.parametrize("said", [b"", b"OK\n", b"<!doctype html>\n"], ids=repr)
+def test_somebody_else_who_says_yes_to_everything_is_neither_ready_nor_ended(said):
+    """The sidecar that these endpoints have their names from, or a page for all paths that there are."""
+    with answering([reply("200 OK", said)]) as (admin, _):
+        with pytest.raises(AskError, match=f"who answers at {admin} is not coalesce"):
+            wait_until_ready(admin, "readiness", 0.2)
+        with pytest.raises(AskError, match=f"who answers at {admin} is not coalesce"):
+            shut_down(admin, 0.2)
+
+
+def test_what_is_answered_without_a_word_has_its_number_said():
+    with answering([reply("502 Bad Gateway", b"")]) as (admin, _):
+        with pytest.raises(AskError, match=r"not ready after 0\.2 s: HTTP 502$"):
+            wait_until_ready(admin, "readiness", 0.2)
+        with pytest.raises(AskError, match=r"refuses: HTTP 502$"):
+            shut_down(admin, 0.2)
+
+
 @pytest.mark.parametrize(
     "beginning", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n"], ids=repr
 )
