@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from coalesce.config import Config
 from coalesce.connection import Connection
-from coalesce.core.errors import ClientError, UpstreamError
+from coalesce.core.errors import PROTOCOL_ERROR, ClientError, UpstreamError
 from coalesce.core.exchange import Exchange
 from coalesce.core.resp import CRLF, WITH_PUSHES, LargeRequestError, Passage, RequestReader
 from coalesce.downstream import Client
@@ -59,6 +59,7 @@ _TELLS_CREDENTIALS = re.compile(
     rb"requirepass|masterauth|-pass\b|\bpasswords\r\n|#[0-9a-f]{64}|ACL SETUSER modifier", re.IGNORECASE
 )
 _SECRET = re.compile(rb"\$32\r\n[0-9a-f]{32}\r\n")
+_SECRET_IN_AN_ERROR = re.compile(rb"(HELLO option ')[0-9a-f]{32}'")
 _REPLY = re.compile(rb"[-+:$*_#,(=!~%]")  # no push
 _MULTI = re.compile(rb"\*1\r\n\$5\r\nMULTI\r\n", re.IGNORECASE)
 # Settings that decide where a request goes.
@@ -269,7 +270,9 @@ class Tracer:
     @staticmethod
     def _disguised(who: str, data: bytes) -> bytes:
         """The secrets of fences are those of the players."""
-        return _SECRET.sub(b"$6\r\nsecret\r\n", data) if who[0] == "u" else data
+        if who[0] != "u":
+            return data
+        return _SECRET_IN_AN_ERROR.sub(rb"\1secret'", _SECRET.sub(b"$6\r\nsecret\r\n", data))
 
     def _shown(self, who: str, frame: bytes | int, show: Show) -> str:
         if isinstance(frame, int):
@@ -282,9 +285,13 @@ class Tracer:
             values = self._values and show is show_reply and not _TELLS_CREDENTIALS.search(ours)
             return _literal(ours, values=values)
 
-    def over(self, who: str) -> None:
+    def refused(self, who: str, reply: bytes) -> None:
+        """The upstream does not let a connection in; whoever asked for it is told the same."""
+        self.say(f"{who} refuses {show_reply(reply, values=self._values)}")
+
+    def over(self, who: str, *verbs: str) -> None:
         """What is half said will not be finished, and is said as it is."""
-        for verb in ("<<", ">>"):
+        for verb in verbs or ("<<", ">>"):
             frames = self._frames.pop(f"{who} {verb}", None)
             begun = b"" if frames is None else frames.begun()
             if isinstance(begun, int):
@@ -330,7 +337,7 @@ def traced(tracer: Tracer) -> tuple[type[Exchange], type[Client], type[Connectio
                 tracer.say(" ".join(["options", *options]))
 
         def refuse(self, lane: Lane, reply: bytes) -> None:
-            tracer.say(f"u{lane.number} refuses {show_reply(reply, values=False)}")
+            tracer.refused(f"u{lane.number}", reply)
             super().refuse(lane, reply)
 
         def replies(self, lane: Lane, data: bytes, now: float) -> None:
@@ -357,6 +364,8 @@ def traced(tracer: Tracer) -> tuple[type[Exchange], type[Client], type[Connectio
             super().__init__(clients, sock, origin)
 
         def write(self, data: bytes) -> None:
+            if data.startswith(PROTOCOL_ERROR):
+                tracer.over(f"c{self.number}", ">>")  # what is wrong with it was seen before its end
             tracer.heard(f"c{self.number}", data, requests=False, sent=True)
             super().write(data)
 

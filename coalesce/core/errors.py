@@ -12,12 +12,16 @@ def _flat(text: bytes) -> bytes:
     return text.replace(b"\r", b" ").replace(b"\n", b" ")
 
 
+# How the reply begins to who speaks no RESP.
+PROTOCOL_ERROR = b"-ERR Protocol error: "
+
+
 class ClientError(Exception):
     """The client broke the protocol. `reply` is what Redis would say before it closes the connection."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.reply = b"-ERR Protocol error: " + _flat(text.encode("latin-1")) + b"\r\n"
+        self.reply = PROTOCOL_ERROR + _flat(text.encode("latin-1")) + b"\r\n"
 
 
 class UpstreamError(Exception):

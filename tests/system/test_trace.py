@@ -122,6 +122,19 @@ def hold(coalesce) -> None:
             wire.rest()
 
 
+def go_wrong(coalesce) -> None:
+    """What is refused, and a connection that is proved clean, by a HELLO that is refused, before it is lent again."""
+    with coalesce.connect() as first, coalesce.connect() as second:
+        assert first.ask("PING") == b"+PONG\r\n"  # so that u0 stands, as it does for the players
+        for _ in range(2):
+            assert first.ask("WATCH", "k") == b"+OK\r\n"
+            assert first.ask("EVAL", "return 1", 0) == b":1\r\n"
+            assert first.ask("UNWATCH") == b"+OK\r\n"
+        assert second.ask("SELECT", 99) == b"-ERR DB index is out of range\r\n"
+        second.send(b"*2\r\n$4\r\nECHO\r\n$536870913\r\n")
+        assert second.rest() == b"-ERR Protocol error: invalid bulk length\r\n"
+
+
 @pytest.fixture
 def traced(upstream, capfd):
     """What is printed of a conversation, with these flags."""
@@ -137,7 +150,7 @@ def traced(upstream, capfd):
     return traced
 
 
-@pytest.mark.parametrize("talk", [converse, borrow, pin, hold])
+@pytest.mark.parametrize("talk", [converse, borrow, pin, hold, go_wrong])
 async def test_what_is_printed_can_be_played(traced, talk):
     lines = traced("--trace-values", talk=talk)
     (transcript,) = parse("\n".join(lines))
