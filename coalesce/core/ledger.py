@@ -35,7 +35,7 @@ class Outcomes(NamedTuple):
     delivered: int  # the reply went to its caller
     swallowed: int  # the caller had left
     failed: int  # ... was closed, because the connection was lost, or by a fault of ours
-    refused: int  # ... got an error of ours, and the command was never sent
+    refused: int  # ... got an error of ours (or, if it asked for another identity, the upstream's); it was never sent
 
 
 class Ledger:

@@ -166,6 +166,15 @@ def test_an_upstream_that_dies(coalesce: Coalesce, fresh_upstream: RedisServer) 
         assert status(coalesce)["lanes"][0]["why"] == "Connection refused"
 
 
+def test_a_move_that_the_upstream_refuses(coalesce: Coalesce) -> None:
+    """It was asked in a handshake, and so never sent as a command."""
+    with coalesce.connect() as wire:
+        assert wire.ask("SELECT", "99") == b"-ERR DB index is out of range\r\n"
+        found = metrics(coalesce)
+        assert (found["commands_total shared refused"], found["dials_total refused"]) == (1, 1)
+        assert found["commands_total shared delivered"] == found["protocol_errors_total client"] == 0
+
+
 def test_leases(coalesce: Coalesce) -> None:
     with coalesce.connect() as blocks, coalesce.connect() as listens, coalesce.connect() as pinned:
         blocks.send(pack("BLPOP", "q", "0"))
