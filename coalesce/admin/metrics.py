@@ -9,9 +9,9 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, exposition
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from coalesce.admin.figures import SHARED_KINDS
 from coalesce.admin.process import this_process
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # Buckets, as powers of two: 1 to 8192 commands, 16 us to 16.8 s. All else is in the first or the last.
 _COMMANDS = range(14)
 _MICROSECONDS = range(4, 25)
+_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _LANE_STATES = [LaneState.DIALLING, LaneState.READY, LaneState.FAILING]
 
 # What each one is, and when to worry. (Those of the process have the names and texts of all of Prometheus's clients.)
@@ -118,9 +120,13 @@ class Metrics:
         self._registry.register(_Collector(look))
 
     def exposed(self, accept: str) -> tuple[bytes, str]:
-        """In the best of the forms that the header allows: the text, and its content type."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        """In OpenMetrics if the header names that: the text, and its content type.
+
+        (The library's own choice reads versions, too: it raises where one is no number, and says that it has any.)
+        """
+        if "application/openmetrics-text" in accept:
+            return openmetrics.generate_latest(self._registry), _OPENMETRICS  # type: ignore[no-untyped-call]
+        return exposition.generate_latest(self._registry), _TEXT
 
 
 class _Collector:

@@ -81,6 +81,16 @@ def test_names_and_types(coalesce: Coalesce) -> None:
     assert {f"coalesce_{name}" for name in TYPES} <= families
 
 
+def test_whatever_version_of_a_form_is_asked_for(coalesce: Coalesce) -> None:
+    """It is answered in one that there is, and no fault of ours."""
+    for version in ("2", "x", "1..0", '"1.0.0"', "9" * 5000, "9.9.9; escaping=x"):
+        content_type, _ = fetch(coalesce, "/metrics", f"application/openmetrics-text; version={version}")
+        assert content_type == OPENMETRICS + "; charset=utf-8"
+        content_type, _ = fetch(coalesce, "/metrics", f"text/plain; version={version}")
+        assert content_type == "text/plain; version=0.0.4; charset=utf-8"
+    assert metrics(coalesce)["faults_total"] == 0
+
+
 def test_the_process_as_prometheus_has_it(coalesce: Coalesce) -> None:
     """The same, by the same names, as its own library finds, which lists the descriptors."""
     oracle = ProcessCollector(pid=lambda: coalesce.pid, registry=None)
