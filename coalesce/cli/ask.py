@@ -85,7 +85,7 @@ def _unfinished(admin: TcpAddress, said: bytes) -> Unfinished:
     except (LookupError, RecursionError, TypeError, ValueError):
         left = Unfinished(-1)
     if not all(type(count) is int and count >= 0 for count in left):
-        raise AskError(f"who answers at {admin} is not coalesce")
+        raise AskError(_not_coalesce(admin))
     return left
 
 
