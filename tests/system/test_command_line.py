@@ -476,8 +476,8 @@ def test_shutdown_waits_for_the_drain_and_not_for_ever(upstream, ask):
                 client.send(pack("GET", "k"))
                 said = ask("shutdown", "--admin", admin, "--timeout", "0.5")
                 assert (said.code, said.stderr) == (1, "coalesce: still draining after 0.5 s\n")
-                said = ask("wait", "--admin", admin, "--timeout", "0.2")
-                assert (said.code, said.stderr) == (1, "coalesce: not ready after 0.2 s: draining\n")
+                said = ask("wait", "--admin", admin, "--timeout", "1")
+                assert (said.code, said.stderr) == (1, "coalesce: not ready after 1 s: draining\n")
             finally:
                 upstream.process.send_signal(signal.SIGCONT)
             assert client.reply() == b"$-1\r\n"
