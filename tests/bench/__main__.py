@@ -28,7 +28,7 @@ Lengths = Mapping[tuple[str, str], int]
 @click.command()
 @click.option("--rounds", type=click.IntRange(1), help="How often everything is measured [5; 1 if --quick].")
 @click.option("--seconds", type=click.FloatRange(0.3), help="How long one run should take [0.6; 0.4 if --quick].")
-@click.option("--quick", is_flag=True, help="About a minute: to see whether a change went wrong, not to quote.")
+@click.option("--quick", is_flag=True, help="To see whether a change went wrong, not to quote.")
 @click.option(
     "--only",
     multiple=True,
