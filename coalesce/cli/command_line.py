@@ -238,10 +238,11 @@ def wait(admin: TcpAddress | None, timeout: float, probe: str) -> None:
     help="Seconds to wait for what was begun.",
 )  # fmt: skip
 def pause(admin: TcpAddress | None, timeout: float) -> None:
-    """Have a coalesce hold commands, and finish what was begun, so that its upstream can be replaced.
+    """Have a coalesce hold commands, so that its upstream can be replaced.
 
-    Clients wait, until coalesce resume: also when this was interrupted, or nobody saw its answer. Exit codes: 0 when
-    all is finished; 3 when it is paused, and something is not finished; 1 when it can't be asked, or is not paused.
+    What was begun is finished. Clients wait, until coalesce resume: also when this was interrupted, or nobody saw its
+    answer. Exit codes: 0 when all is finished; 3 when it is paused, and something is not finished; 1 when it can't be
+    asked, or is not paused.
     """
     from coalesce.cli.ask import pause as ask_to_pause  # noqa: PLC0415 (for those who ask)
 

@@ -505,6 +505,8 @@ def test_help_has_all_commands_and_settings(ask):
     for command in ("check", "wait", "top", "pause", "resume", "shutdown"):
         assert f"\n  {command} " in said.stdout
         assert ask(command, "--help").stdout.startswith(f"Usage: coalesce {command} [OPTIONS]")
+    commands = said.stdout.partition("\nCommands:\n")[2].partition("\n\n")[0]
+    assert "..." not in commands  # nothing is cut off
 
 
 # Control-C before there is anything to drain
