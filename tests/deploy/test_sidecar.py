@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import http.client
+import re
+import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.system.processes import ROOT, Coalesce, coalesce_command, environment, executables
 from tests.system.reliability.namespaces import impossible, network, server_at
 from tests.system.wire import Wire
 
 from .manifests import DEPLOY, Manifest, named, needs_kubectl, pod, rendered, rendered_with, the, variables
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = needs_kubectl
 
@@ -74,6 +74,18 @@ def test_all_of_them(tmp_path: Path) -> None:
     for kind in kinds:
         assert pod(the(made, kind))["initContainers"][0]["name"] == "coalesce"
         assert the(made, kind)["metadata"]["labels"] == {"app": "w"} | MARKED
+
+
+def test_what_its_head_says_to_write(tmp_path: Path) -> None:
+    sidecar = Path("deploy", "kustomize", "sidecar")
+    shutil.copytree(ROOT / sidecar, tmp_path / "coalesce" / sidecar)
+    head = (ROOT / sidecar / "kustomization.yaml").read_text()
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    overlay.joinpath("kustomization.yaml").write_text("\n".join(re.findall(r"(?m)^#   (\w+: \[.*)$", head)))
+    overlay.joinpath("deployment.yaml").write_text(yaml.safe_dump(workload("Deployment", "w", MARKED)))
+    coalesce = pod(the(rendered(overlay), "Deployment"))["initContainers"][0]
+    assert (coalesce["name"], coalesce["image"]) == ("coalesce", "registry.example/coalesce:0.1.0")
 
 
 def test_the_example_uses_the_socket() -> None:
