@@ -341,7 +341,7 @@ def _look_at_what_is_no_flag(ctx: click.Context) -> None:
     if ctx.args:
         commands = ", ".join(COMMANDS)
         raise click.UsageError(
-            f"there are flags, and before them perhaps {commands}; something more was given: is it for --upstream?"
+            f"what was given is neither a flag nor one of {commands}: is it for --upstream?"
         )
 
 

@@ -79,7 +79,7 @@ def test_a_command_in_the_wrong_place(run_to_exit):
 
 def test_a_command_that_there_is_not(run_to_exit):
     code, said = one_line(run_to_exit("topp"))
-    commands = "before them perhaps check, wait, top, pause, resume, shutdown;"
+    commands = "nor one of check, wait, top, pause, resume, shutdown:"
     assert (code, commands in said, "topp" in said) == (2, True, False)
 
 
