@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from .system.forge import Forge, forge
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -36,3 +38,10 @@ def nothing_is_left_running() -> Iterator[None]:
     yield
     left = {pid: command for pid, command in children().items() if pid not in before}
     assert left == {}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forged(nothing_is_left_running: None) -> Iterator[Forge]:
+    del nothing_is_left_running
+    with forge() as forged:
+        yield forged

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .forge import Forge, forge
 from .processes import Coalesce, Executable, RedisServer, executables, running_coalesce, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .forge import Ended, Said
+    from .forge import Ended, Forge, Said
 
 
 @pytest.fixture(scope="session", params=executables(), ids=str)
@@ -59,12 +58,6 @@ def coalesce(module_coalesce: Coalesce, upstream: RedisServer) -> Coalesce:
 def fresh_upstream(executable: Executable) -> Iterator[RedisServer]:
     with running_server(executable) as server:
         yield server
-
-
-@pytest.fixture(scope="session")
-def forged() -> Iterator[Forge]:
-    with forge() as forged:
-        yield forged
 
 
 @pytest.fixture

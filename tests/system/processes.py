@@ -29,6 +29,8 @@ from .wire import Wire
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .forge import Forge, Forged
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +42,9 @@ PORTS = range(20000, 32000)
 _WORKERS = 8  # of pytest-xdist: each has its share of them
 # Those that were given out last. Until whoever got one listens there, it looks free to all others.
 _GIVEN: collections.deque[int] = collections.deque(maxlen=100)
+
+# Where the coalesces of `running_coalesce` are made; none where a program is run and no test.
+forges: list[Forge] = []
 
 
 def eventually(check: Callable[[], T], deadline: float = DEADLINE) -> T:
@@ -227,13 +232,20 @@ def closing_line(stderr: str) -> ClosingLine:
     return ClosingLine(int(found[1]), int(found[2]), mean, *(int(count) for count in found.groups()[3:]))
 
 
+def spawned(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
 class Coalesce:
     """A coalesce process that listens on a TCP port of its own choice and on a unix socket."""
 
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+    def __init__(
+        self,
+        command: list[str],
+        env: dict[str, str],
+        start: Callable[[list[str], dict[str, str]], subprocess.Popen[str] | Forged] = spawned,
+    ) -> None:
+        self.process = start(command, env)
         self.pid = self.process.pid
         self._lines: list[str] = []
         self._said_where = threading.Event()
@@ -316,7 +328,10 @@ def running_coalesce(upstream: str, *flags: str, **more: str) -> Iterator[Coales
     with short_directory() as directory:
         listen = ["--listen", "127.0.0.1:0", "--listen", f"unix://{directory}/c.sock"]
         more["COALESCE_UPSTREAM"] = upstream
-        coalesce = Coalesce([*coalesce_command(), *listen, *flags], environment(**more))
+        if forges:
+            coalesce = Coalesce([*listen, *flags], environment(**more), forges[-1].start)
+        else:
+            coalesce = Coalesce([*coalesce_command(), *listen, *flags], environment(**more))
         try:
             yield coalesce
         finally:
