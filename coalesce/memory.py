@@ -10,10 +10,17 @@ where nobody is in the middle of anything; what one round brings comes on top of
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from coalesce.poller import Poller
+
+
+# Bytes that were held and no longer are, from which on they are returned. It takes up to half a millisecond a MB, in
+# which nobody is served; whoever wants to have it often has to send as much each time.
+_WORTH_RETURNING = 8 * 1024 * 1024
 
 
 class Holder(Protocol):
@@ -36,6 +43,7 @@ class Memory:
         self._poller = poller
         self._held: dict[Holder, int] = {}
         self._called = False
+        self._most = 0  # of the total, since what was free has been returned
 
     def hold(self, holder: Holder, size: int) -> None:
         """From here on it holds so many bytes."""
@@ -43,6 +51,7 @@ class Memory:
         if size:
             self._held[holder] = size
         self.total += size - before
+        self._most = max(self._most, self.total)
         if self.total > self.limit and size > before and not self._called:
             self._called = True
             self._poller.at_end_of_round(self.relieve)
@@ -61,3 +70,18 @@ class Memory:
             what = f"it held {held} bytes, the most, and all clients {self.total} (clients-memory: {self.limit})"
             with self._poller.faults.contained(holder, "while it was closed"):
                 holder.evict(what)
+
+    def return_to_system(self) -> None:
+        """Has much that was held, and is no longer, returned to the system. To be called now and then.
+
+        What is kept for clients is in pieces of the C library's heap. By itself it returns what lies at the end of the
+        heap, and there is always somebody small who came last, so that all of it would stay.
+        """
+        if self.total <= self._most // 2 and self._most - self.total >= _WORTH_RETURNING:
+            self._most = self.total
+            _trim()
+
+
+def _trim() -> None:
+    with contextlib.suppress(AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).malloc_trim(0)

@@ -550,6 +550,7 @@ class Server:
             looked = now
             self._dialler.expire()
             self.memory.relieve()  # of what was kept outside of the poller's rounds
+            self.memory.return_to_system()
             self._keeper.tidy()
             if now >= not_before:
                 self.clients.expire()

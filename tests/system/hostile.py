@@ -37,7 +37,7 @@ _WINDOW = 100
 _LEAST_WINDOWS, _MOST_WINDOWS = 3, 40
 # Seconds. A p99 below this is the scheduler's: on two cores that others use as well, one slice is some milliseconds.
 _NOISE = 0.5e-3
-# What is still held after everybody has left: pieces of the heap that are free and can't be returned to the system.
+# What is still held after everybody has left: pieces of the heap that are free and not yet worth returning.
 KEPT = 12 * MB
 
 
@@ -82,17 +82,15 @@ class Neighbour:
 
 
 class Watch:
-    """Looks after a neighbour, the lanes and coalesce's memory. `bound`: bytes that the attackers may take in all;
-    `kept`: those that coalesce may keep.
+    """Looks after a neighbour, the lanes and coalesce's memory. `bound`: bytes that the attackers may take in all.
 
     `calm` is a coalesce before the same server that nobody attacks. Its neighbour has a window whenever the other has
     one, so what the machine does to both is in both figures.
     """
 
-    def __init__(self, server: RedisServer, coalesce: Coalesce, calm: Coalesce, bound: int, kept: int) -> None:
+    def __init__(self, server: RedisServer, coalesce: Coalesce, calm: Coalesce, bound: int) -> None:
         self.coalesce = coalesce
         self._bound = bound
-        self._kept = kept
         self._neighbour = Neighbour(coalesce.address)
         self._calm_neighbour = Neighbour(calm.address)
         self._control = server.connect()
@@ -149,19 +147,17 @@ class Watch:
         assert lanes(self._control) >= self._lanes, "a lane's connection was lost"
         assert "connection lost" not in self.coalesce.stderr, self.coalesce.stderr
         assert taken <= self._bound, f"{taken / MB:.1f} MB taken, {self._bound / MB:.1f} allowed"
-        eventually(lambda: memory(self.coalesce) - self._before <= self._kept)
+        eventually(lambda: memory(self.coalesce) - self._before <= KEPT)
         kept = memory(self.coalesce) - self._before
         allowed = f"{self._bound / MB:.1f} allowed"
         print(f"p99 {self._figures()}; {taken / MB:.1f} MB taken ({allowed}), {kept / MB:.1f} MB kept")
 
 
 @contextlib.contextmanager
-def attacked(
-    server: RedisServer, calm: Coalesce, bound: int, *flags: str, kept: int = KEPT
-) -> Iterator[Watch]:
+def attacked(server: RedisServer, calm: Coalesce, bound: int, *flags: str) -> Iterator[Watch]:
     """A coalesce with flags, and a watch over it."""
     with running_coalesce(server.url, *flags) as coalesce:
-        with Watch(server, coalesce, calm, bound, kept) as watch:
+        with Watch(server, coalesce, calm, bound) as watch:
             yield watch
         code, stderr = coalesce.stop()
         assert code == 0, stderr

@@ -317,8 +317,8 @@ def memory_left() -> int:
     return int(found[1]) * KB
 
 
-# An outbox is made of pieces of 64 KB, which the C library takes from its heap. That ends with whatever was made last,
-# so where somebody stays it may shrink by nothing. It is filled again: the second wave takes no more than the first.
+# An outbox is made of pieces of 64 KB, which the C library takes from its heap. It is filled again: the second wave
+# takes no more than the first.
 WAVES = 2
 
 
@@ -327,7 +327,7 @@ def test_many_outboxes(server, calm):
     limit, size, count = 32 * MB, MB, 60
     fill(server, "large", size)
     bound = HEAP + limit + count * REPLIES_CHUNK + 65 * CLIENT
-    with attacked(server, calm, bound, "--clients-memory", str(limit), kept=limit) as watch:
+    with attacked(server, calm, bound, "--clients-memory", str(limit)) as watch:
         closed = 0
         for _ in range(WAVES):
             with clients(watch, count, receive_buffer=4 * KB) as those:
@@ -351,7 +351,7 @@ def test_many_pins_with_outboxes(server, calm):
     limit, size, count = 32 * MB, MB, 40
     fill(server, "large", size)
     bound = HEAP + limit + 8 * size + count * (CLIENT + 2 * REPLIES_CHUNK)  # (what goes along is joined)
-    with attacked(server, calm, bound, "--clients-memory", str(limit), kept=limit) as watch:
+    with attacked(server, calm, bound, "--clients-memory", str(limit)) as watch:
         for wave in range(WAVES):
             with clients(watch, count, receive_buffer=4 * KB) as those:
                 for wire in those:
@@ -393,8 +393,7 @@ def test_large_requests_of_those_who_leave(server, calm):
     limit, count, size = 32 * MB, 60, 2 * MB
     bound = HEAP + limit + 10 * size
     with (
-        # (Those who stay keep the heap from shrinking: see WAVES.)
-        attacked(server, calm, bound, "--clients-memory", str(limit), kept=limit) as watch,
+        attacked(server, calm, bound, "--clients-memory", str(limit)) as watch,
         clients(watch, 2) as (early, late),
         server.connect() as control,
         server.connect() as stopper,
@@ -451,8 +450,7 @@ def test_the_largest_value_there_is(server, calm):
     if memory_left() < 5 * size:
         pytest.skip("there is not enough memory")
     bound = HEAP + 2 * size + 64 * MB
-    # (Where the machine is slow, much of the reply is in the outbox for a while: see WAVES.)
-    with attacked(server, calm, bound, kept=bound) as watch, watch.coalesce.connect() as wire:
+    with attacked(server, calm, bound) as watch, watch.coalesce.connect() as wire:
         wire.socket.settimeout(60)
         value = b"x" * size
         wire.send(b"*3\r\n$3\r\nSET\r\n$7\r\nlargest\r\n$%d\r\n" % size)
