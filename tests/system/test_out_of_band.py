@@ -25,7 +25,7 @@ OK = b"+OK\r\n"
 PONG = b"+PONG\r\n"
 LOOP = "while true do end"
 LIBRARY = f"#!lua name=spin\nredis.register_function('spin', function() {LOOP} end)"
-SOON = "50"  # milliseconds that a script runs until it can be ended
+SOON = "5"  # milliseconds that a script runs until it can be ended
 FOR_EVER = "600000"  # milliseconds
 NO_MORE = 0.2  # seconds without a byte taken, after which a client is not read from
 # Nothing comes of these; they are answered at once, whatever the upstream is busy with. The last two run in the
