@@ -31,6 +31,10 @@ def relay(upstream: RedisServer) -> Iterator[Relay]:
 
 @pytest.fixture
 def coalesce(relay: Relay) -> Iterator[Coalesce]:
-    """Reaches the upstream by the relay. As many clients as a test likes have databases, and so lanes, of their own."""
-    with running_coalesce(relay.url, "--max-lanes", "4096", "--max-dials", "100000") as coalesce:
+    """Reaches the upstream by the relay. As many clients as a test likes have databases, and so lanes, of their own.
+
+    They dial all at once: on a busy machine, who is cut again and again may wait for longer than by default.
+    """
+    patience = ("--upstream-wait", "20", "--connect-timeout", "20")
+    with running_coalesce(relay.url, "--max-lanes", "4096", "--max-dials", "100000", *patience) as coalesce:
         yield coalesce
