@@ -543,7 +543,8 @@ class Client:
     def _may_be_closed(self) -> bool:
         due = self.due
         if due is not None:
-            endless = due[0].upper() in SUBSCRIBING | BLOCKING or self.state.subscriptions
+            # (What is before a request that blocks is given up with it, as by `drains`: here it was said after that.)
+            endless = due[0].upper() in SUBSCRIBING or any(map(self.awaits, BLOCKING)) or self.state.subscriptions
             return due[0].upper() == b"POST" or (self.world.exchange.draining and endless)
         if self.reading_of_said.error is not None:
             return self.world.exchange.draining or self.state.muted
