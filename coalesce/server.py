@@ -317,7 +317,7 @@ class Server:
         async with trio.open_nursery() as nursery:
 
             async def end_on_signal() -> None:
-                if await anext(signals) == signal.SIGTERM and self.config.sigterm_delay:
+                if await anext(signals) == signal.SIGTERM and self.config.sigterm_delay and self.started:
                     await self._go_on_for_a_while(signals)
                 self._end.set()
 

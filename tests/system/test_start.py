@@ -170,7 +170,8 @@ def test_the_last_attempt_has_no_more_time_than_there_is(run_to_exit) -> None:
 
 @pytest.mark.parametrize("by", ["SIGTERM", "quitquitquit"])
 def test_whoever_waits_can_be_told_to_end(by: str) -> None:
-    with starting(f"127.0.0.1:{free_port()}", "--start-timeout", LONG) as coalesce:
+    """At once: nobody is served yet, whom a delay would be for."""
+    with starting(f"127.0.0.1:{free_port()}", "--start-timeout", LONG, "--sigterm-delay", LONG) as coalesce:
         coalesce.waits()
         if by == "SIGTERM":
             coalesce.process.send_signal(signal.SIGTERM)
