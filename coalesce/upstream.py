@@ -146,11 +146,18 @@ class Keeper:
         self._homes.unpark_all()
 
     def tidy(self) -> None:
-        """To be called now and then. In a pause, ends what is kept for lanes that nobody waits for any more."""
+        """To be called now and then, as nobody is told of those who leave.
+
+        In a pause, ends what is kept for lanes that nobody waits for any more. After it, a connection that is to be
+        replaced may have been waited for by them alone.
+        """
         self._exchange.forget_moves()
         for lane, held in self._held.items():
             if lane.over:
                 held.set()
+        for lane in self._exchange.shared_lanes:
+            if lane.outdated and isinstance(lane.link, Connection):
+                lane.link.news.set()
 
     async def _dial(self, lane: Lane, ask: bool, ends: float | None) -> Dialled | None:
         """One attempt for a shared lane, as `Dialler.dial`. None: a pause has ended meanwhile."""

@@ -259,6 +259,23 @@ def test_a_connection_on_which_nobody_waits_for_anything_is_not_waited_for(froze
         assert client.ask("PING") == b"+PONG\r\n"
 
 
+def test_a_connection_is_waited_for_until_who_waited_has_left(frozen):
+    """Its upstream answers no more, and who had something in flight there gives up after the pause."""
+    with running_coalesce(f"unix://{frozen.link}", *ADMIN) as coalesce, coalesce.connect() as client:
+        other = coalesce.connect()
+        assert other.ask("PING") == b"+PONG\r\n"
+        frozen.signal(SIGSTOP)
+        other.send(b"GET k\r\n")
+        eventually(lambda: figures(coalesce)["requests_in_flight"] == 1)
+        post(coalesce, "/pause?timeout=0")
+        lead(frozen.link, frozen.new)
+        post(coalesce, "/resume")
+        client.send(b"PING\r\n")
+        eventually(lambda: figures(coalesce)["requests_unsent"] == 1)
+        reset(other)
+        assert client.reply() == b"+PONG\r\n"
+
+
 def test_a_look_for_another_upstream_does_not_outlast_a_pause(frozen, executable):
     """A lane was turned away, and looks where nobody answers."""
     patient = ("--connect-timeout", "60")
