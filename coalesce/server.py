@@ -331,7 +331,8 @@ class Server:
         Not until no client is left: one may have a connection for each thing that it asks.
         """
         delay = self.config.sigterm_delay
-        log.info("SIGTERM: clients are served for %g s more; another signal drains at once", delay)
+        how = "held, or after coalesce resume served," if self.paused else "served"
+        log.info("SIGTERM: clients are %s for %g s more; another signal drains at once", how, delay)
         self._leaving = True
         with trio.move_on_after(delay):
             await anext(signals)

@@ -53,6 +53,7 @@ class Figures:
     """One look."""
 
     state: State
+    paused: bool  # also while it drains, for as long as --sigterm-delay lasts
     uptime: float  # seconds
     upstream: Upstream
     software: str | None  # None: not known yet
@@ -102,6 +103,7 @@ def look(server: Server) -> Figures:
     broken = tally.protocol_errors + Counter({Side.CLIENT: exchange.protocol_errors})
     return Figures(
         state=server.state,
+        paused=server.paused,
         uptime=perf_counter() - server.began,
         upstream=server.config.upstream,
         software=server.software,

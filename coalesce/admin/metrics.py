@@ -108,7 +108,7 @@ _HELP = {
     "faults": "Faults of coalesce's own; its log has what followed and the traceback. Report any.",
     "log_lines_dropped": "Lines of the log that are lost: who reads standard error is too slow, or its disk is full.",
     "paused": "1 while clients wait, from coalesce pause to coalesce resume. If for long, somebody has forgotten it.",
-    "draining": "1 while it finishes what is owed, before it ends.",
+    "draining": "1 from when it was told to end, as long as clients are served for --sigterm-delay, too.",
 }
 
 
@@ -200,7 +200,7 @@ def _troubles(figures: Figures) -> Iterator[Metric]:
     yield _counter("protocol_errors", ("side",), _by_one(figures.protocol_errors))
     yield _counter("faults", (), {(): figures.faults})
     yield _counter("log_lines_dropped", (), {(): figures.log_lines_dropped})
-    yield _gauge("paused", (), {(): figures.state is State.PAUSED})
+    yield _gauge("paused", (), {(): figures.paused})
     yield _gauge("draining", (), {(): figures.state is State.DRAINING})
 
 

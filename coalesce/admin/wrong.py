@@ -17,7 +17,7 @@ _FULL = 0.9
 _STATES = {
     "starting": ("notice", "Starting: clients are not accepted yet."),
     "paused": ("warning", "Paused: new commands wait until coalesce resume (POST /resume)."),
-    "draining": ("warning", "Draining: no client is accepted any more; it ends when nothing is owed."),
+    "draining": ("warning", "Draining: it was told to end, and does once --sigterm-delay is over and nothing is owed."),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
-from signal import SIGCONT, SIGSTOP
+from signal import SIGCONT, SIGSTOP, SIGTERM
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -511,6 +511,26 @@ def test_sigterm_in_a_pause_answers_what_was_read(fresh_upstream):
         code, stderr = coalesce.stop()
         assert code == 0, stderr
         assert client.rest() == b":1\r\n"
+
+
+def test_a_pause_goes_on_after_sigterm_for_its_delay(fresh_upstream):
+    """Its upstream may be away, and whoever replaces it may be about to resume."""
+    with (
+        running_coalesce(fresh_upstream.url, *ADMIN, "--sigterm-delay", "60") as coalesce,
+        coalesce.connect() as client,
+    ):
+        post(coalesce, "/pause")
+        client.send(b"PING\r\n")
+        coalesce.signal(SIGTERM)
+        eventually(lambda: ask(coalesce, "/readiness").status == 503)
+        assert (metrics(coalesce)["paused"], metrics(coalesce)["draining"]) == (1, 1)
+        assert is_held(client)
+        post(coalesce, "/resume")
+        assert client.reply() == b"+PONG\r\n"
+        assert (metrics(coalesce)["paused"], metrics(coalesce)["draining"]) == (0, 1)
+        code, stderr = coalesce.stop()
+        assert code == 0
+        assert "SIGTERM: clients are held, or after coalesce resume served, for 60 s more" in stderr
 
 
 def test_quitquitquit_in_a_pause_and_a_pause_that_waits(fresh_upstream):
