@@ -168,8 +168,9 @@ def forget(exchange: Exchange) -> None:
         gone: set[Caller] = {caller for caller in unsent if isinstance(caller, Moving) and caller.session.gone}
         if gone:
             lane.take_back(gone)
-            if not (lane.owed or lane.sessions or lane.connections):
-                exchange.retire(lane)
+        is_needed = lane.owed or lane.sessions or lane.connections or lane.identity in exchange.large_lanes
+        if not (is_needed or exchange.is_base(lane)):
+            exchange.retire(lane)
 
 
 def may_stay(exchange: Exchange, lane: Lane) -> bool:

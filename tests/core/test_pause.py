@@ -82,6 +82,30 @@ def test_no_lane_is_left_of_those_who_guessed_passwords_and_left() -> None:
     assert patient.written == b"+OK\r\n"
 
 
+def test_no_lane_is_left_that_failed_when_the_pause_began() -> None:
+    """Who waited for it was told so, and is closed."""
+    paused = Paused()
+    paused.exchange.go_on(0.0)
+    asked = paused.stays(SELECT)
+    paused.exchange.fail(paused.opened[1], "nobody there")
+    assert asked.closed
+    paused.exchange.pause()
+    paused.exchange.forget_moves()
+    assert list(paused.exchange.lanes.values()) == [paused.opened[0]]
+
+
+def test_the_lane_that_is_always_there_stays_also_before_it_was_connected() -> None:
+    opened: list[Lane] = []
+    exchange = Exchange(BASE, opened.append)
+    exchange.pause()
+    session = exchange.connect(RecordingPeer())
+    exchange.receive(session, canonical([b"SELECT", b"0"]))
+    exchange.depart(session)
+    exchange.forget_moves()
+    assert not opened[0].owed
+    assert exchange.is_base(opened[0])
+
+
 def test_what_others_asked_of_the_same_lane_keeps_its_order() -> None:
     paused = Paused()
     paused.exchange.go_on(0.0)
