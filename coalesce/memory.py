@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from coalesce.poller import Poller
 
 
-# Bytes that were held and no longer are, from which on they are returned. It takes up to half a millisecond a MB, in
-# which nobody is served; whoever wants to have it often has to send as much each time.
+# Bytes that were held and no longer are, from which on they are returned.
 _WORTH_RETURNING = 8 * 1024 * 1024
+# The part of all time that may be spent on that. It takes up to half a millisecond a MB, in which nobody is served, and
+# where there was much once, up to a tenth of a second each time.
+_TIME_FOR_RETURNING = 0.01
 
 
 class Holder(Protocol):
@@ -44,6 +47,7 @@ class Memory:
         self._held: dict[Holder, int] = {}
         self._called = False
         self._most = 0  # of the total, since what was free has been returned
+        self._rests_until = 0.0
 
     def hold(self, holder: Holder, size: int) -> None:
         """From here on it holds so many bytes."""
@@ -77,9 +81,13 @@ class Memory:
         What is kept for clients is in pieces of the C library's heap. By itself it returns what lies at the end of the
         heap, and there is always somebody small who came last, so that all of it would stay.
         """
-        if self.total <= self._most // 2 and self._most - self.total >= _WORTH_RETURNING:
-            self._most = self.total
-            _trim()
+        now = perf_counter()
+        fallen = self._most - self.total
+        if now < self._rests_until or fallen < _WORTH_RETURNING or fallen < self.total:
+            return
+        self._most = self.total
+        _trim()
+        self._rests_until = now + (perf_counter() - now) / _TIME_FOR_RETURNING
 
 
 def _trim() -> None:

@@ -282,3 +282,53 @@ async def read(sock: socket.socket, size: int) -> None:
     while size:
         await trio.lowlevel.wait_readable(sock)
         size -= len(sock.recv(size))
+
+
+class Holding:
+    """Whoever holds something."""
+
+    def evict(self, why: str) -> None:
+        raise AssertionError(why)
+
+
+def test_what_is_held_no_longer_is_returned_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is worth it, and for a hundredth of the time at the most: nobody is served meanwhile."""
+    now = 0.0
+    returned: list[float] = []
+
+    def trim() -> None:
+        nonlocal now
+        returned.append(now)
+        now += 0.065
+
+    monkeypatch.setattr("coalesce.memory._trim", trim)
+    monkeypatch.setattr("coalesce.memory.perf_counter", lambda: now)
+    with closing(Poller()) as poller:
+        memory = Memory(100 * MB, poller)
+        one, other = Holding(), Holding()
+        memory.hold(one, 9 * MB)
+        memory.hold(other, 10 * MB)
+        memory.return_to_system()
+        memory.hold(one, 0)
+        memory.return_to_system()  # less than half
+        assert returned == []
+        memory.hold(other, 0)
+        memory.return_to_system()
+        assert returned == [0.0]
+        for _ in range(100):
+            now += 0.25
+            memory.hold(one, 20 * MB)
+            memory.hold(one, 0)
+            memory.return_to_system()
+        assert 0.065 * len(returned) <= 0.011 * now
+        assert len(returned) >= 4
+        memory.hold(one, 7 * MB)
+        memory.hold(one, 0)
+        now += 10
+        before = len(returned)
+        memory.return_to_system()  # what the loop left
+        memory.hold(one, 7 * MB)
+        memory.hold(one, 0)
+        now += 10
+        memory.return_to_system()  # not worth it
+        assert len(returned) - before <= 1
