@@ -134,11 +134,18 @@ class _Keys:
             ready = select.select(watched, [], [], left)[0]
             if self._descriptor in ready:
                 typed = os.read(self._descriptor, 64)  # (past the buffer of `sys.stdin`, which `select` can't see)
-                if not typed or b"q" in typed.lower():  # or the terminal is gone
+                if b"q" in typed.lower() or (not typed and _is_gone(self._descriptor)):
                     return _Heard.END
             if self._woken in ready:
                 return _Heard.STOP if signal.SIGTSTP in os.read(self._woken, 64) else None
         return None
+
+
+def _is_gone(terminal: int) -> bool:
+    """Whether nothing is ever typed there again."""
+    look = select.poll()
+    look.register(terminal, 0)
+    return bool(look.poll(0))
 
 
 @contextlib.contextmanager
@@ -154,6 +161,9 @@ def _keys() -> Iterator[_Keys]:
         descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)
         tty.setcbreak(descriptor)
+        mode = termios.tcgetattr(descriptor)
+        mode[6][termios.VMIN] = 0  # what is typed before Control-Z is forgotten, and is not to be waited for
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, mode)
         try:
             yield _Keys(descriptor, woken)
         finally:

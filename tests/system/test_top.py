@@ -12,9 +12,12 @@ import signal
 import struct
 import subprocess
 import termios
+import time
 from typing import TYPE_CHECKING
 
 import pytest
+
+from coalesce.cli.top import _keys
 
 from .processes import DEADLINE, ROOT, coalesce_command, environment, eventually, free_port
 from .said import Admin, at_work, in_trouble, lane, nothing_yet, running_admin
@@ -246,6 +249,33 @@ def test_it_ends_by_a_key_and_leaves_the_terminal_as_it_was(admin: Admin, keys: 
         assert opened.shown.rstrip().endswith(("\x1b[?25h", "\x1b[?1049l"))  # the cursor, and what was there before
         assert "Traceback" not in opened.shown
         assert termios.tcgetattr(opened.theirs) == opened.before
+
+
+def test_a_key_that_control_z_takes_back_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal forgets what was typed before Control-Z, also where that was seen already."""
+    ours, theirs = pty.openpty()
+    try:
+        select_really = select.select
+
+        def select_and_forget(*arguments: object) -> object:
+            ready = select_really(*arguments)  # type: ignore[arg-type]
+            termios.tcflush(theirs, termios.TCIFLUSH)
+            return ready
+
+        with open(theirs, encoding="utf-8", closefd=False) as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            before = termios.tcgetattr(theirs)
+            with _keys() as keys:
+                os.write(ours, b"q")
+                monkeypatch.setattr("select.select", select_and_forget)
+                assert keys.heard(time.monotonic() + 0.1) is None
+                monkeypatch.undo()
+                os.write(ours, b"q")
+                assert keys.heard(time.monotonic() + 10) is not None
+            assert termios.tcgetattr(theirs) == before
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_it_says_when_there_is_no_answer_and_goes_on(admin: Admin) -> None:
